@@ -1,0 +1,1 @@
+//! Wire messages and blocking client of the Highwater volume socket.

@@ -1,0 +1,63 @@
+//! The seam between the tracker and what sees modifications.
+//!
+//! A source wraps every modifying operation like this:
+//!
+//! ```text
+//! let section = tracker.section();            // enter the write section
+//! section.intend(&[Intent::Directory(d)])?;   // waits until a crash cannot hide the change (strict)
+//! ... do the operation ...
+//! section.record(change, || names.update());  // what has happened, and the source's own name table, as one step
+//! drop(section);                              // leave; a barrier that waits for it goes on
+//! ```
+//!
+//! An operation that failed without an effect records nothing. One that may have had an effect records it.
+
+use std::collections::HashSet;
+use std::io;
+use std::os::fd::OwnedFd;
+
+use crate::{FileHandle, ObjectType, Place, Sample};
+
+/// What sees modifications of the tracked tree. Implemented by the sources, called by the tracker.
+///
+/// [`places`](Source::places) is called with the tracker's record lock held and must not call the tracker; the other methods
+/// are called without it, by the thread that runs a checkpoint, never by a thread that is inside a write section.
+pub trait Source: Send + Sync + 'static {
+    /// Returns once what every ended write section did is visible to all readers of the tracked tree.
+    ///
+    /// Called after the write barrier of each checkpoint. A stacked source lets the kernel finish with the answers it has
+    /// been sent: after a section has ended, the kernel may still show cached attributes or names from before.
+    fn settle(&self) -> io::Result<()>;
+
+    /// The names of an object that the source knows; for a directory the one it has.
+    ///
+    /// Must reflect exactly the updates made by the closures given to [`Section::record`](crate::Section::record).
+    /// For an object that the source does not know it may ask the filesystem (a directory by its handle).
+    /// Empty: no name is known, or the object has none.
+    fn places(&self, object: &FileHandle) -> Vec<Place>;
+
+    /// The attributes of an object now, as the filesystem below has them; `None` if it does not exist any more.
+    ///
+    /// Asked for objects that are open for writing.
+    fn sample(&self, object: &FileHandle) -> io::Result<Option<Sample>>;
+
+    /// Returns once every synchronous write to the object that began before the call has ended.
+    fn wait_for_writes(&self, object: &FileHandle) -> io::Result<()>;
+
+    /// Which of these objects are mapped writable and shared by some process, or may be.
+    fn mapped_writable(&self, objects: &[FileHandle]) -> io::Result<HashSet<FileHandle>>;
+
+    /// Whether every change after a [`sample`](Source::sample) gets a timestamp that differs from it (multigrain timestamps).
+    fn timestamps_are_distinct(&self) -> bool;
+
+    /// Makes everything that has been written to the tracked filesystem durable: `syncfs(2)`.
+    fn sync_filesystem(&self) -> io::Result<()>;
+
+    /// Opens a directory of the tracked tree below the source for reading, by handle; `None` if it does not exist any more.
+    ///
+    /// For recovery and catch-up, which walk it. Must not go through a mount that the source itself serves.
+    fn open_directory(&self, directory: &FileHandle) -> io::Result<Option<OwnedFd>>;
+
+    /// The handle and the type of an entry of a directory opened by [`open_directory`](Source::open_directory).
+    fn handle_at(&self, directory: &OwnedFd, name: &[u8]) -> io::Result<Option<(FileHandle, ObjectType)>>;
+}
