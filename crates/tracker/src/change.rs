@@ -124,4 +124,6 @@ pub struct Sample {
     pub ctime_ns: i128,
     /// Size, bytes.
     pub size: u64,
+    /// The number of names.
+    pub nlink: u64,
 }

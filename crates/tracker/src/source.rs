@@ -33,8 +33,8 @@ pub trait Source: Send + Sync + 'static {
     ///
     /// Must reflect exactly the updates made by the closures given to [`Section::record`](crate::Section::record).
     /// For an object that the source does not know it may ask the filesystem (a directory by its handle).
-    /// Empty: no name is known, or the object has none.
-    fn places(&self, object: &FileHandle) -> Vec<Place>;
+    /// `Some` and empty: the object has no name (any more). `None`: it has names, but none is known.
+    fn places(&self, object: &FileHandle) -> Option<Vec<Place>>;
 
     /// The attributes of an object now, as the filesystem below has them; `None` if it does not exist any more.
     ///
