@@ -197,12 +197,17 @@ impl WriteBarrier {
     /// them cannot starve it. Concurrent calls share grace periods. Sleeps while it waits; returns at most a
     /// millisecond or so after the last section has left.
     ///
-    /// Called inside a section of the same barrier by the same thread it never returns.
-    ///
     /// # Panics
+    /// The calling thread is inside a section of this barrier, which could not end before the return. (Only
+    /// [`Section`]s are noticed; with an [`OwnedSection`] that it keeps itself it waits for ever.)
+    ///
     /// `membarrier(2)` was taken away from the process (by a seccomp filter) after the barrier was made: there is no
     /// way to order the sections that are in flight any more.
     pub fn synchronize(&self) {
+        assert!(
+            !local::inside(self.hot.id),
+            "synchronize inside a section of the same barrier would never return"
+        );
         let waited = self.wait(self.start_poll(), None);
         debug_assert_eq!(waited, Ok(()), "a wait without a deadline");
     }
@@ -216,7 +221,7 @@ impl WriteBarrier {
     /// A section that began before the call may still be in flight.
     ///
     /// # Panics
-    /// As `synchronize`.
+    /// `membarrier(2)` was taken away from the process. Inside a section it does not panic: the deadline passes.
     pub fn synchronize_deadline(&self, deadline: Instant) -> Result<(), DeadlineExceeded> {
         self.wait(self.start_poll(), Some(deadline))
     }
@@ -228,7 +233,7 @@ impl WriteBarrier {
     /// A section that began before `cookie` was taken may still be in flight.
     ///
     /// # Panics
-    /// As `synchronize`, and if the cookie is of another barrier.
+    /// `membarrier(2)` was taken away from the process, or the cookie is of another barrier.
     pub fn synchronize_cookie(
         &self,
         cookie: Cookie,
@@ -252,7 +257,7 @@ impl WriteBarrier {
     /// Does not wait; moves the grace period on when it must, which may cost a `membarrier(2)`.
     ///
     /// # Panics
-    /// As `synchronize`, and if the cookie is of another barrier.
+    /// `membarrier(2)` was taken away from the process, or the cookie is of another barrier.
     pub fn poll_state(&self, cookie: Cookie) -> bool {
         if self.reached(cookie) {
             return true;

@@ -9,6 +9,8 @@ pub enum Fault {
     NoWait,
     /// A grace period looks only at the index that was active when it began. Always flips, as [`Fault::AlwaysFlip`].
     ActiveIndexOnly,
+    /// A grace period never flips the index.
+    NeverFlip,
     /// A grace period does no fence before it looks at the counts.
     NoHeavyFence,
     /// Entering a section does no fence.

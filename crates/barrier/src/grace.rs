@@ -80,7 +80,8 @@ impl Grace {
             parts.sequence.store((parts.sequence.load(Ordering::Relaxed) | 1) + 1, Ordering::Release);
             return Ok(Step::Completed);
         }
-        if !self.flipped && left & Slot::bits((active + 1) % INDEXES) == 0 {
+        let may_flip = !self.flipped && parts.fault != Some(Fault::NeverFlip);
+        if may_flip && left & Slot::bits((active + 1) % INDEXES) == 0 {
             // ORDERING: relaxed; no access is ordered by the index. It decides only how long the wait is.
             parts.index.store((active + 1) % INDEXES, Ordering::Relaxed);
             self.flipped = true;

@@ -9,6 +9,8 @@ mod primitive;
 mod registry;
 mod section;
 mod slot;
+#[cfg(all(test, not(loom)))]
+mod stress;
 
 pub use barrier::{Cookie, DeadlineExceeded, WriteBarrier};
 #[cfg(any(test, loom))]

@@ -69,6 +69,11 @@ pub(crate) fn hold(id: u64, registry: &Registry) -> Option<Arc<Slot>> {
     .ok()
 }
 
+/// Whether this thread has an open [`Section`](crate::Section) of barrier `id`.
+pub(crate) fn inside(id: u64) -> bool {
+    HELD.try_with(|held| held.borrow().0.iter().any(|(of, slot)| *of == id && slot.inside())).unwrap_or(false)
+}
+
 /// The number of barriers that this thread has an entry for.
 #[cfg(all(test, not(loom)))]
 pub(crate) fn entries() -> usize {

@@ -112,6 +112,12 @@ impl Slot {
         self.held.store(false, Ordering::Release);
     }
 
+    /// Whether the holder, which is the caller, has an open section of its own.
+    pub(crate) fn inside(&self) -> bool {
+        // ORDERING: relaxed; only this thread writes them.
+        self.own.iter().any(|count| count.load(Ordering::Relaxed) != 0)
+    }
+
     /// The number of open sections, as far as this thread sees it.
     pub(crate) fn sections(&self) -> usize {
         // ORDERING: relaxed; a diagnostic.
