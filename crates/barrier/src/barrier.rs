@@ -124,10 +124,10 @@ impl WriteBarrier {
     /// call of a thread takes a lock for a moment and may allocate. Not for signal handlers.
     #[inline]
     pub fn enter(&self) -> Section<'_> {
-        let Some(slot) = self.slot() else {
-            return self.enter_while_thread_ends();
-        };
-        self.enter_through(slot)
+        match self.last_slot() {
+            Some(slot) => self.enter_through(slot),
+            None => self.enter_for_the_first_time(),
+        }
     }
 
     /// Enters a write section that may end on another thread.
@@ -135,7 +135,7 @@ impl WriteBarrier {
     /// Costs four atomic read-modify-writes on a line that is not shared with other entering threads.
     #[inline]
     pub fn enter_owned(&self) -> OwnedSection {
-        let slot = match self.slot() {
+        let slot = match self.last_slot().or_else(|| self.slot()) {
             // SAFETY: `slot` points into an `Arc` (all slots do) that the registry of this barrier holds for as long
             // as `self` is borrowed; the count taken here is the one that `from_raw` gives away.
             Some(slot) => unsafe {
@@ -160,25 +160,35 @@ impl WriteBarrier {
         Section::new(count)
     }
 
-    /// In a destructor that runs after this thread's slots were given back.
+    /// For a thread that has not entered this barrier yet, or another one since.
     #[cold]
-    fn enter_while_thread_ends(&self) -> Section<'_> {
-        self.registry.lend(|slot| {
-            // SAFETY: the registry holds the slot for as long as `self` is borrowed.
-            let slot = unsafe { &*Arc::as_ptr(slot) };
-            self.enter_through(slot)
-        })
+    #[inline(never)]
+    fn enter_for_the_first_time(&self) -> Section<'_> {
+        match self.slot() {
+            Some(slot) => self.enter_through(slot),
+            // In a destructor that runs after this thread's slots were given back.
+            None => self.registry.lend(|slot| {
+                // SAFETY: the registry holds the slot for as long as `self` is borrowed.
+                self.enter_through(unsafe { &*Arc::as_ptr(slot) })
+            }),
+        }
+    }
+
+    /// This thread's slot, if this is the barrier that it used last.
+    #[inline(always)]
+    fn last_slot(&self) -> Option<&Slot> {
+        let slot = local::last(self.hot.id)?;
+        // SAFETY: the slot is of this barrier: the ids are equal, and no other barrier ever has this one's. The
+        // registry holds its slots for as long as `self` is borrowed.
+        Some(unsafe { &*slot })
     }
 
     /// This thread's slot; `None` while the thread ends.
-    #[inline(always)]
+    #[cold]
+    #[inline(never)]
     fn slot(&self) -> Option<&Slot> {
-        let slot = match local::last(self.hot.id) {
-            Some(slot) => slot,
-            None => Arc::as_ptr(&local::hold(self.hot.id, &self.registry)?),
-        };
-        // SAFETY: the slot is of this barrier: `hold` took it from its registry, and `last` compared the id, which
-        // is never reused. The registry holds its slots for as long as `self` is borrowed.
+        let slot = local::hold(self.hot.id, &self.registry)?;
+        // SAFETY: the slot is of this barrier's registry, which holds it for as long as `self` is borrowed.
         Some(unsafe { &*slot })
     }
 
@@ -291,15 +301,12 @@ impl WriteBarrier {
                 return Ok(());
             }
             let left = deadline.map(time_left).transpose()?;
-            grace = match left {
-                Some(left) => nap(&self.grace, &self.progress, grace, left),
-                None => self.progress.wait(grace).unwrap_or_else(PoisonError::into_inner),
-            };
+            grace = self.sleep(grace, left);
         }
         grace.led = true;
         let (mut grace, led) = self.lead(grace, cookie, deadline);
         grace.led = false;
-        self.progress.notify_all();
+        self.wake(&grace);
         drop(grace);
         led.unwrap_or_else(|error| fence_failed(&error))
     }
@@ -329,8 +336,30 @@ impl WriteBarrier {
                 Ok(left) => left.unwrap_or(Duration::MAX),
                 Err(exceeded) => return (grace, Ok(Err(exceeded))),
             };
-            grace = nap(&self.grace, &self.progress, grace, pause.min(left));
+            grace = self.sleep(grace, Some(pause.min(left)));
             pause = (pause * 2).min(PAUSE_MAX);
+        }
+    }
+
+    /// Gives the lock up until there is progress, at most for `pause`.
+    fn sleep<'a>(
+        &'a self,
+        mut grace: MutexGuard<'a, Grace>,
+        pause: Option<Duration>,
+    ) -> MutexGuard<'a, Grace> {
+        grace.asleep += 1;
+        grace = match pause {
+            Some(pause) => nap(&self.grace, &self.progress, grace, pause),
+            None => self.progress.wait(grace).unwrap_or_else(PoisonError::into_inner),
+        };
+        grace.asleep -= 1;
+        grace
+    }
+
+    /// Wakes who sleeps, if anyone: the notification is a system call in any case.
+    fn wake(&self, grace: &Grace) {
+        if grace.asleep > 0 {
+            self.progress.notify_all();
         }
     }
 
@@ -347,7 +376,7 @@ impl WriteBarrier {
             fault,
         });
         if let Ok(Step::Completed) = step {
-            self.progress.notify_all();
+            self.wake(grace);
         }
         step
     }

@@ -23,6 +23,8 @@ use crate::slot::{INDEXES, Slot};
 pub(crate) struct Grace {
     /// A thread waits and moves the grace period on; others may sleep.
     pub(crate) led: bool,
+    /// How many threads sleep until there is progress.
+    pub(crate) asleep: usize,
     /// The fence of the grace period has been done and `pending` is of this grace period.
     begun: bool,
     flipped: bool,

@@ -48,22 +48,22 @@ pub(crate) fn last(id: u64) -> Option<*const Slot> {
 
 /// The slot that this thread holds in barrier `id`; takes one if there is none.
 ///
-/// `None`: the thread is ending and has given its slots back.
-#[cold]
-pub(crate) fn hold(id: u64, registry: &Registry) -> Option<Arc<Slot>> {
+/// The pointer is valid for as long as the registry lives. `None`: the thread is ending and has given its slots back.
+pub(crate) fn hold(id: u64, registry: &Registry) -> Option<*const Slot> {
     HELD.try_with(|held| {
         let held = &mut held.borrow_mut().0;
         let slot = match held.iter().find(|(of, _)| *of == id) {
-            Some((_, slot)) => Arc::clone(slot),
+            Some((_, slot)) => Arc::as_ptr(slot),
             None => {
                 // A slot that nobody else refers to is one of a dropped barrier.
                 held.retain(|(_, slot)| Arc::strong_count(slot) > 1);
-                let slot = registry.take();
-                held.push((id, Arc::clone(&slot)));
+                let taken = registry.take();
+                let slot = Arc::as_ptr(&taken);
+                held.push((id, taken));
                 slot
             }
         };
-        let _ = LAST.try_with(|last| last.set((id, Arc::as_ptr(&slot))));
+        let _ = LAST.try_with(|last| last.set((id, slot)));
         slot
     })
     .ok()
