@@ -1,0 +1,94 @@
+//! The verdict: the replica against the tree, path by path.
+
+use std::collections::{BTreeMap, HashMap};
+
+use crate::object::{Captured, Kind, show};
+use crate::replica::Replica;
+
+/// One difference.
+pub(crate) struct Difference {
+    pub(crate) path: Vec<u8>,
+    pub(crate) text: String,
+}
+
+/// Where the replica is not what the tree is. Nobody may be writing.
+pub(crate) fn compare(tree: &BTreeMap<Vec<u8>, Captured>, replica: &Replica) -> Vec<Difference> {
+    let held = replica.everything();
+    let mut found = Vec::new();
+    for (path, captured) in tree {
+        let text = match held.get(path) {
+            None => format!("missing in the replica\n    tree:    {}", described(captured)),
+            Some(held) if *held.object != captured.object => format!(
+                "differs in {}\n    tree:    {}\n    replica: {:?}",
+                captured.object.difference(held.object),
+                described(captured),
+                held.object
+            ),
+            Some(_) => continue,
+        };
+        found.push(Difference { path: path.clone(), text });
+    }
+    for (path, held) in &held {
+        if !tree.contains_key(path) {
+            let text = format!("not in the tree any more\n    replica: {:?}", held.object);
+            found.push(Difference { path: path.clone(), text });
+        }
+    }
+    found.extend(links(tree, &held.iter().map(|(path, held)| (&path[..], held.identity)).collect()));
+    found
+}
+
+/// Names of one object in the tree must be names of one object in the replica, and the other way round.
+fn links(tree: &BTreeMap<Vec<u8>, Captured>, identities: &BTreeMap<&[u8], u64>) -> Vec<Difference> {
+    let mut by_ino: HashMap<u64, (&[u8], u64)> = HashMap::new();
+    let mut by_identity: HashMap<u64, (&[u8], u64)> = HashMap::new();
+    let mut found = Vec::new();
+    for (path, captured) in tree.iter().filter(|(_, captured)| captured.object.kind != Kind::Directory) {
+        let Some(&identity) = identities.get(&path[..]) else { continue };
+        let (first, expected) = *by_ino.entry(captured.ino).or_insert((path, identity));
+        if expected != identity {
+            let text = format!("is a hard link of {} in the tree, not in the replica", show(first));
+            found.push(Difference { path: path.clone(), text });
+        }
+        let (first, ino) = *by_identity.entry(identity).or_insert((path, captured.ino));
+        if ino != captured.ino {
+            let text = format!("is a hard link of {} in the replica, not in the tree", show(first));
+            found.push(Difference { path: path.clone(), text });
+        }
+    }
+    found
+}
+
+/// Where two views of one tree differ: the mount and what is below it.
+pub(crate) fn compare_views(
+    upper: &BTreeMap<Vec<u8>, Captured>,
+    lower: &BTreeMap<Vec<u8>, Captured>,
+) -> Vec<Difference> {
+    let mut found = Vec::new();
+    for (path, above) in upper {
+        let text = match lower.get(path) {
+            None => "is in the mounted tree, not in the filesystem below".to_owned(),
+            Some(below)
+                if below.object != above.object || below.ino != above.ino || below.nlink != above.nlink =>
+            {
+                format!(
+                    "the mount shows it otherwise than the filesystem below: {}\n    mount: {}\n    below: {}",
+                    below.object.difference(&above.object),
+                    described(above),
+                    described(below)
+                )
+            }
+            Some(_) => continue,
+        };
+        found.push(Difference { path: path.clone(), text });
+    }
+    for path in lower.keys().filter(|path| !upper.contains_key(*path)) {
+        let text = "is in the filesystem below, not in the mounted tree".to_owned();
+        found.push(Difference { path: path.clone(), text });
+    }
+    found
+}
+
+fn described(captured: &Captured) -> String {
+    format!("{:?} ino {} nlink {} ctime {}", captured.object, captured.ino, captured.nlink, captured.ctime_ns)
+}

@@ -1,0 +1,66 @@
+//! Tests of Highwater from outside, through its command line alone.
+//!
+//! `torture oracle` is the main one: random operations, a replica kept from the change lists, and a comparison at each
+//! pause. The others take single promises apart. Everything needs root; everything that is mounted, started or made is
+//! taken away again, also on Ctrl-C.
+
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "numbers here are small or random; a wrong one makes a test fail, not data go bad"
+)]
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+mod async_io;
+mod cleanup;
+mod compare;
+mod crash_hole;
+mod fake;
+mod kill_loop;
+mod line;
+mod mapping;
+mod naive_race;
+mod object;
+mod oracle;
+mod product;
+mod replica;
+mod scratch;
+mod stall;
+mod worker;
+mod writers;
+
+#[derive(Parser)]
+#[command(version, about)]
+enum Command {
+    Oracle(oracle::OracleArgs),
+    NaiveRace(naive_race::NaiveRaceArgs),
+    KillLoop(kill_loop::KillLoopArgs),
+    CrashHole(crash_hole::CrashHoleArgs),
+    #[command(hide = true)]
+    Worker(worker::WorkerArgs),
+}
+
+fn main() -> ExitCode {
+    let command = Command::parse();
+    if !matches!(command, Command::Worker(_)) {
+        cleanup::catch_signals();
+    }
+    let outcome = match &command {
+        Command::Oracle(arguments) => oracle::main(arguments),
+        Command::NaiveRace(arguments) => naive_race::main(arguments),
+        Command::KillLoop(arguments) => kill_loop::main(arguments),
+        Command::CrashHole(arguments) => crash_hole::main(arguments),
+        Command::Worker(arguments) => worker::main(arguments),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // `{:#}` is the chain of causes; `{:?}` would add a backtrace.
+            eprintln!("torture: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! The writer processes, seen from the oracle.
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+struct Writer {
+    child: Child,
+    commands: ChildStdin,
+    done: Receiver<String>,
+}
+
+/// All writers of a run. Dropped: killed.
+pub(crate) struct Writers(Vec<Writer>);
+
+impl Writers {
+    /// Starts the processes; each does nothing until told.
+    pub(crate) fn start(tree: &Path, evidence: &Path, count: u64, seed: u64) -> Result<Self> {
+        let mut writers = Self(Vec::new());
+        for id in 0..count {
+            let mut child = Command::new(std::env::current_exe()?)
+                .arg("worker")
+                .arg("--tree")
+                .arg(tree)
+                .arg("--log")
+                .arg(evidence.join(format!("writer-{id}.log")))
+                .args(["--id", &id.to_string(), "--seed", &seed.to_string()])
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .spawn()
+                .context("cannot start a writer")?;
+            let commands = child.stdin.take().context("no stdin")?;
+            let output = child.stdout.take().context("no stdout")?;
+            let (tell, done) = channel();
+            std::thread::spawn(move || {
+                for line in BufReader::new(output).lines().map_while(Result::ok) {
+                    let _ = tell.send(line);
+                }
+            });
+            writers.0.push(Writer { child, commands, done });
+        }
+        Ok(writers)
+    }
+
+    /// Lets each writer do so many operations.
+    pub(crate) fn go(&mut self, operations: u64) -> Result<()> {
+        for writer in &mut self.0 {
+            writeln!(writer.commands, "go {operations}").context("a writer is gone")?;
+        }
+        Ok(())
+    }
+
+    /// Waits until all of them have done what they were told.
+    pub(crate) fn wait(&mut self, deadline: Instant) -> Result<()> {
+        for (id, writer) in self.0.iter_mut().enumerate() {
+            match writer.done.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(_) => {}
+                Err(RecvTimeoutError::Disconnected) => {
+                    bail!("writer {id} has ended: {:?}", writer.child.try_wait())
+                }
+                Err(RecvTimeoutError::Timeout) => {
+                    let pid = writer.child.id();
+                    let waits = std::fs::read_to_string(format!("/proc/{pid}/stack")).unwrap_or_default();
+                    bail!("writer {id} (pid {pid}) is stuck:\n{waits}")
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Writers {
+    fn drop(&mut self) {
+        for writer in &mut self.0 {
+            let _ = writer.child.kill();
+        }
+        let deadline = Instant::now() + Duration::from_secs(10);
+        for writer in &mut self.0 {
+            // A writer in an uninterruptible wait must not keep the clean-up from ending that wait.
+            while Instant::now() < deadline && matches!(writer.child.try_wait(), Ok(None)) {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
+    }
+}
