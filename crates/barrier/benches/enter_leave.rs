@@ -27,7 +27,8 @@ use highwater_barrier::{FenceKind, WriteBarrier};
 
 const ROUNDS: usize = 21;
 const SECTIONS: u64 = 1_000_000;
-const BARRIERS: usize = 20_000;
+/// How long barriers are repeated: long enough that busy threads are scheduled, whatever else the machine does.
+const BARRIERS_MS: u64 = 500;
 
 static MEMBARRIER: LazyLock<WriteBarrier> =
     LazyLock::new(|| WriteBarrier::with_fence(FenceKind::Membarrier).expect("a kernel with membarrier(2)"));
@@ -132,13 +133,13 @@ fn time_barriers(synchronize: fn(), sections: fn(u64), busy: usize) -> Vec<f64> 
         while running.load(Ordering::Relaxed) < busy {
             thread::yield_now();
         }
-        let samples = (0..BARRIERS)
-            .map(|_| {
-                let begin = Instant::now();
-                synchronize();
-                begin.elapsed().as_secs_f64() * 1e6
-            })
-            .collect();
+        let mut samples = Vec::new();
+        let all = Instant::now();
+        while all.elapsed().as_millis() < u128::from(BARRIERS_MS) {
+            let begin = Instant::now();
+            synchronize();
+            samples.push(begin.elapsed().as_secs_f64() * 1e6);
+        }
         stop.store(true, Ordering::Relaxed);
         samples
     })
@@ -173,11 +174,11 @@ impl Liburcu {
     }
 }
 
-/// A row of a table: median, 10th and 90th percentile.
+/// A row of a table: median, 10th and 90th percentile, and the largest.
 fn print_row(name: &str, mut samples: Vec<f64>) {
     samples.sort_by(f64::total_cmp);
     let at = |tenths: usize| samples[(samples.len() - 1) * tenths / 10];
-    println!("| {name} | {:.2} | {:.2} | {:.2} |", at(5), at(1), at(9));
+    println!("| {name} | {:.2} | {:.2} | {:.2} | {:.2} |", at(5), at(1), at(9), at(10));
 }
 
 fn bench_sections(liburcu: Option<&Liburcu>) {
@@ -192,7 +193,9 @@ fn bench_sections(liburcu: Option<&Liburcu>) {
                 samples_of_liburcu.extend(liburcu.run("sections", threads, SECTIONS));
             }
         }
-        println!("\n| section, {threads} thread(s) | median ns | p10 | p90 |\n|---|---:|---:|---:|");
+        println!(
+            "\n| section, {threads} thread(s) | median ns | p10 | p90 | max |\n|---|---:|---:|---:|---:|"
+        );
         for ((name, _), samples) in CONTENDERS.iter().zip(samples) {
             print_row(name, samples);
         }
@@ -203,14 +206,14 @@ fn bench_sections(liburcu: Option<&Liburcu>) {
 }
 
 fn bench_barriers(liburcu: Option<&Liburcu>) {
-    println!("\n| barrier | median µs | p10 | p90 |\n|---|---:|---:|---:|");
+    println!("\n| barrier | median µs | p10 | p90 | max |\n|---|---:|---:|---:|---:|");
     for busy in [0, 1, 2] {
         let samples = time_barriers(|| MEMBARRIER.synchronize(), CONTENDERS[1].1, busy);
         print_row(&format!("synchronize (membarrier), {busy} busy thread(s)"), samples);
         let samples = time_barriers(|| SEQ_CST.synchronize(), CONTENDERS[2].1, busy);
         print_row(&format!("synchronize (SeqCst), {busy} busy thread(s)"), samples);
         if let Some(liburcu) = liburcu {
-            let samples = liburcu.run("barriers", busy, BARRIERS as u64);
+            let samples = liburcu.run("barriers", busy, BARRIERS_MS);
             print_row(&format!("liburcu-memb synchronize_rcu, {busy} busy thread(s)"), samples);
         }
     }

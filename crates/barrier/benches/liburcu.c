@@ -2,7 +2,7 @@
  * inline (_LGPL_SOURCE), thread-local in the program's static block.
  *
  *   liburcu sections THREADS COUNT   nanoseconds for one section, of the slowest thread
- *   liburcu barriers BUSY COUNT      microseconds for each barrier, one a line
+ *   liburcu barriers BUSY MS         microseconds for each barrier, one a line, for that many milliseconds
  *   liburcu only COUNT               COUNT sections and nothing else, for callgrind
  */
 #define _GNU_SOURCE
@@ -100,7 +100,7 @@ int main(int argc, char **argv)
 		pthread_create(&threads[i], NULL, busy, NULL);
 	while (__atomic_load_n(&running, __ATOMIC_RELAXED) < n)
 		sched_yield();
-	while (count--) {
+	for (double all = now_ns(); now_ns() - all < count * 1e6;) {
 		double begin = now_ns();
 
 		urcu_memb_synchronize_rcu();
