@@ -101,7 +101,7 @@ fn writers_and_checkpoint(barrier: WriteBarrier, writers: usize, sections: usize
         .collect();
     let sealed = volume.checkpoint();
     for thread in threads {
-        thread.join().unwrap();
+        thread.join().expect("no section panics");
     }
     sealed == volume.notes()
 }
@@ -146,7 +146,7 @@ fn straggler(barrier: WriteBarrier) -> bool {
     };
     volume.barrier.synchronize();
     let sealed = volume.checkpoint();
-    writer.join().unwrap();
+    writer.join().expect("no section panics");
     sealed == volume.notes()
 }
 
@@ -171,11 +171,11 @@ fn an_owned_section_ends_on_another_thread() {
                     inner.modify(0);
                     drop(section);
                 });
-                ender.join().unwrap();
+                ender.join().expect("no section panics");
             })
         };
         let sealed = volume.checkpoint();
-        ender.join().unwrap();
+        ender.join().expect("no section panics");
         assert_eq!(sealed, volume.notes(), "{MISSED}");
     });
 }
@@ -192,7 +192,7 @@ fn an_owned_section_with_membarrier_is_waited_for() {
             })
         };
         let sealed = volume.checkpoint();
-        writer.join().unwrap();
+        writer.join().expect("no section panics");
         assert_eq!(sealed, volume.notes(), "{MISSED}");
     });
 }
@@ -214,11 +214,11 @@ fn owned_sections_of_one_slot_are_all_waited_for() {
                 let section = volume.barrier.enter_owned();
                 volume.modify(0);
                 drop(section);
-                other.join().unwrap();
+                other.join().expect("no section panics");
             })
         };
         let sealed = volume.checkpoint();
-        writer.join().unwrap();
+        writer.join().expect("no section panics");
         assert_eq!(sealed, volume.notes(), "{MISSED}");
     });
 }
@@ -239,7 +239,7 @@ fn nested_sections_end_in_any_order() {
             })
         };
         let sealed = volume.checkpoint();
-        writer.join().unwrap();
+        writer.join().expect("no section panics");
         assert_eq!(sealed, volume.notes(), "{MISSED}");
     });
 }
@@ -260,8 +260,8 @@ fn two_barriers_at_once_share_what_they_may_and_no_more() {
             thread::spawn(move || volume.barrier.synchronize())
         };
         let sealed = volume.checkpoint();
-        writer.join().unwrap();
-        other.join().unwrap();
+        writer.join().expect("no section panics");
+        other.join().expect("no section panics");
         assert!(volume.barrier.grace_periods() <= 3);
         assert_eq!(sealed, volume.notes(), "{MISSED}");
     });
@@ -290,8 +290,8 @@ fn cookie(barrier: WriteBarrier) -> bool {
         thread::yield_now();
     }
     let sealed = volume.notes();
-    writer.join().unwrap();
-    other.join().unwrap();
+    writer.join().expect("no section panics");
+    other.join().expect("no section panics");
     sealed == volume.notes()
 }
 
@@ -320,7 +320,7 @@ fn a_barrier_after_a_missed_deadline_is_right() {
         let first: Result<(), DeadlineExceeded> = volume.barrier.synchronize_deadline(past);
         let _ = first;
         let sealed = volume.checkpoint();
-        writer.join().unwrap();
+        writer.join().expect("no section panics");
         assert_eq!(sealed, volume.notes(), "{MISSED}");
     });
 }
@@ -338,12 +338,12 @@ fn a_slot_is_handed_from_an_ended_thread_to_a_new_one() {
                         let _section = volume.barrier.enter();
                         volume.modify(writer);
                     });
-                    thread.join().unwrap();
+                    thread.join().expect("no section panics");
                 }
             })
         };
         let sealed = volume.checkpoint();
-        writers.join().unwrap();
+        writers.join().expect("no section panics");
         assert_eq!(sealed, volume.notes(), "{MISSED}");
     });
 }
