@@ -3,8 +3,11 @@
 //! Invariant: each undo runs exactly once, newest first, at the drop of its guard or at SIGINT, SIGTERM or SIGHUP.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::IntoRawFd;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 
 type Undo = Box<dyn FnOnce() + Send>;
 
@@ -48,27 +51,35 @@ fn run_all() {
     }
 }
 
-/// Blocks the ending signals in this and all later threads and handles them in one thread of their own.
+/// The write end of a pipe to the thread that cleans up.
+static TELL: AtomicI32 = AtomicI32::new(-1);
+
+extern "C" fn tell(signal: i32) {
+    let byte = signal as u8;
+    // ORDERING: stored before the handler was installed.
+    let pipe = TELL.load(Ordering::Relaxed);
+    // SAFETY: one byte that lives through the call; write is safe in a handler.
+    unsafe { libc::write(pipe, (&raw const byte).cast(), 1) };
+}
+
+/// Handles the ending signals in a thread of their own.
 ///
-/// Children are not affected: `std::process::Command` starts them with an empty signal mask.
-pub(crate) fn catch_signals() {
-    // SAFETY: the set is initialised by sigemptyset before it is used; the calls have no other requirement.
-    let set = unsafe {
-        let mut set = std::mem::zeroed::<libc::sigset_t>();
-        libc::sigemptyset(&raw mut set);
-        for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
-            libc::sigaddset(&raw mut set, signal);
-        }
-        libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut());
-        set
-    };
+/// By handler and pipe, not by a blocked mask: children would inherit the mask, and the product has to see SIGTERM.
+pub(crate) fn catch_signals() -> io::Result<()> {
+    let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    // ORDERING: the handler is installed after this.
+    TELL.store(write.into_raw_fd(), Ordering::Relaxed);
+    for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
+        // SAFETY: the handler only makes one call that is safe in handlers.
+        unsafe { libc::signal(signal, tell as *const () as libc::sighandler_t) };
+    }
     std::thread::spawn(move || {
-        let mut signal = 0;
-        // SAFETY: both pointers are to live values of the right type.
-        if unsafe { libc::sigwait(&raw const set, &raw mut signal) } == 0 {
-            eprintln!("torture: signal {signal}, cleaning up");
+        let mut byte = [0];
+        if File::from(read).read_exact(&mut byte).is_ok() {
+            eprintln!("torture: signal {}, cleaning up", byte[0]);
             run_all();
-            std::process::exit(128 + signal);
+            std::process::exit(128 + i32::from(byte[0]));
         }
     });
+    Ok(())
 }

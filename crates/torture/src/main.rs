@@ -15,6 +15,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 mod async_io;
+mod bench;
 mod cleanup;
 mod compare;
 mod crash_hole;
@@ -39,20 +40,25 @@ enum Command {
     NaiveRace(naive_race::NaiveRaceArgs),
     KillLoop(kill_loop::KillLoopArgs),
     CrashHole(crash_hole::CrashHoleArgs),
+    Bench(bench::BenchArgs),
     #[command(hide = true)]
     Worker(worker::WorkerArgs),
 }
 
 fn main() -> ExitCode {
     let command = Command::parse();
-    if !matches!(command, Command::Worker(_)) {
-        cleanup::catch_signals();
+    if !matches!(command, Command::Worker(_))
+        && let Err(error) = cleanup::catch_signals()
+    {
+        eprintln!("torture: cannot handle signals: {error}");
+        return ExitCode::FAILURE;
     }
     let outcome = match &command {
         Command::Oracle(arguments) => oracle::main(arguments),
         Command::NaiveRace(arguments) => naive_race::main(arguments),
         Command::KillLoop(arguments) => kill_loop::main(arguments),
         Command::CrashHole(arguments) => crash_hole::main(arguments),
+        Command::Bench(arguments) => bench::main(arguments),
         Command::Worker(arguments) => worker::main(arguments),
     };
     match outcome {

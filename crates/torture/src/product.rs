@@ -219,13 +219,6 @@ impl Product {
         self.ask(command.arg("add").arg(&self.dir).arg(consumer)).map(drop)
     }
 
-    /// `highwater barrier`.
-    pub(crate) fn barrier(&self) -> Result<String, AskError> {
-        let mut command = self.command("barrier");
-        let text = self.ask(command.arg(&self.dir))?;
-        Ok(String::from_utf8_lossy(&text).trim().to_owned())
-    }
-
     /// `highwater stop`: a clean stop.
     pub(crate) fn stop(&self, mut tracking: Tracking) -> Result<()> {
         let mut command = self.command("stop");

@@ -60,8 +60,6 @@ pub(crate) struct Scratch {
     pub(crate) state: PathBuf,
     /// Kept if the run fails.
     pub(crate) evidence: PathBuf,
-    /// Kept: a caller may put its own things here.
-    pub(crate) base: PathBuf,
     _undo: Vec<Guard>,
 }
 
@@ -144,7 +142,7 @@ impl Scratch {
         rustix::mount::mount_change(&lower, MountPropagationFlags::PRIVATE)?;
         undo.push(unmount_guard(lower.clone()));
         undo.push(unmount_guard(tree.clone()));
-        Ok(Self { state: base.join("state"), tree, lower, evidence, base, _undo: undo })
+        Ok(Self { state: base.join("state"), tree, lower, evidence, _undo: undo })
     }
 
     /// Removes the evidence: the run was good.
