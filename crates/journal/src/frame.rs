@@ -6,7 +6,7 @@
 //! A batch is what one write adds: a header, records, a trailer. Two of its properties let recovery tell a write that
 //! the crash tore from a write that was complete and rotted:
 //!
-//! * a header never straddles a 512-byte sector, and ends with bytes that are never zero, as does the trailer;
+//! * a header never straddles a 512-byte sector, and ends with four bytes that are not zero, as does the trailer;
 //! * the header says which sectors of the batch were written with at least two bytes that are not zero (*dense*).
 //!
 //! A torn write leaves at least one sector as it was before, all zero. One flipped byte cannot make a dense sector zero.
@@ -21,9 +21,11 @@ pub(crate) const ALIGNMENT_BYTES: usize = 8;
 
 /// Begins a batch header.
 pub(crate) const BATCH_MAGIC: [u8; 4] = *b"HWbh";
-/// Ends a batch header; never zero, so that a header torn off is seen.
+/// Ends a batch header, behind everything that its checksum covers: if it is zero, the header was torn off.
 pub(crate) const BATCH_END_MAGIC: [u8; 4] = *b"hbWH";
-/// Ends a batch.
+/// Where that is.
+const BATCH_END_MAGIC_AT: usize = BATCH_HEADER_BYTES - BATCH_END_MAGIC.len();
+/// Ends a batch, outside every checksum: if it is zero, the batch was torn off.
 pub(crate) const TRAILER_MAGIC: [u8; 4] = *b"HWbt";
 
 /// Length of a batch header.
@@ -42,6 +44,8 @@ pub const RESERVED_PAYLOAD_LIMIT: usize = 256;
 
 /// The batch is the last of a journal that was closed.
 pub(crate) const FLAG_CLOSED: u32 = 1;
+/// The batch was written when the journal was opened after a clean end, before any number was assigned.
+pub(crate) const FLAG_OPENED: u32 = 2;
 
 /// Kept free at the end of a segment for the batch that closes the journal, with its padding.
 pub(crate) const CLOSE_RESERVE_BYTES: usize = 128;
@@ -149,8 +153,8 @@ impl BatchHeader {
         out[24..32].copy_from_slice(&self.durable.0.to_le_bytes());
         out[32..40].copy_from_slice(&self.dense.to_le_bytes());
         out[40..44].copy_from_slice(&self.flags.to_le_bytes());
-        out[44..48].copy_from_slice(&BATCH_END_MAGIC);
-        let checksum = seed.sum(&out[8..BATCH_HEADER_BYTES]);
+        out[BATCH_END_MAGIC_AT..BATCH_HEADER_BYTES].copy_from_slice(&BATCH_END_MAGIC);
+        let checksum = seed.sum(&out[8..BATCH_END_MAGIC_AT]);
         out[4..8].copy_from_slice(&checksum.to_le_bytes());
         checksum
     }
@@ -161,15 +165,14 @@ impl BatchHeader {
         if bytes.iter().all(|&byte| byte == 0) {
             return HeaderState::Missing;
         }
-        if bytes[46] == 0 && bytes[47] == 0 {
-            return HeaderState::Torn;
-        }
         let checksum = u32_at(bytes, 4);
-        if bytes[0..4] != BATCH_MAGIC
-            || bytes[44..48] != BATCH_END_MAGIC
-            || checksum != seed.sum(&bytes[8..BATCH_HEADER_BYTES])
-        {
-            return HeaderState::Invalid(DamageReason::Checksum { part: "batch header" });
+        if bytes[..4] != BATCH_MAGIC || checksum != seed.sum(&bytes[8..BATCH_END_MAGIC_AT]) {
+            // The end magic is outside the checksum: a header that only lacks a part of it is whole.
+            return if is_zero(&bytes[BATCH_END_MAGIC_AT..]) {
+                HeaderState::Torn
+            } else {
+                HeaderState::Invalid(DamageReason::Checksum { part: "batch header" })
+            };
         }
         let header = Self {
             bytes: u32_at(bytes, 8),
@@ -191,7 +194,7 @@ impl BatchHeader {
         if header.records as usize > (header.bytes as usize - least) / RECORD_HEADER_BYTES {
             return meaning("records", u64::from(header.records));
         }
-        if header.flags & !FLAG_CLOSED != 0 {
+        if header.flags & !(FLAG_CLOSED | FLAG_OPENED) != 0 {
             return meaning("flags", u64::from(header.flags));
         }
         HeaderState::Valid(header)
@@ -260,9 +263,9 @@ fn append_record(
     checksum
 }
 
-/// Checks the trailer at the start of `bytes` against the chain.
-pub(crate) fn trailer_is_valid(bytes: &[u8], chain: Chain) -> bool {
-    u32_at(bytes, 0) == chain.0 && bytes[4..8] == TRAILER_MAGIC
+/// Returns the chain that the trailer at the start of `bytes` names.
+pub(crate) fn trailer_chain(bytes: &[u8]) -> Chain {
+    Chain(u32_at(bytes, 0))
 }
 
 /// Returns the parts of `bytes`, which lie at `offset`, by sector.
@@ -281,7 +284,7 @@ fn is_zero(bytes: &[u8]) -> bool {
 pub(crate) fn looks_torn(batch: &[u8], offset: u64, dense: u64) -> bool {
     let sector_missing =
         sectors(batch, offset).enumerate().any(|(bit, sector)| dense & (1 << bit) != 0 && is_zero(sector));
-    sector_missing || is_zero(&batch[batch.len() - 2..])
+    sector_missing || is_zero(&batch[batch.len() - TRAILER_MAGIC.len()..])
 }
 
 /// The batch that records are being added to, at the end of a buffer.
@@ -413,15 +416,18 @@ mod tests {
             lost[sector * 512 - 8..(sector + 1) * 512 - 8].fill(0);
             assert!(looks_torn(&lost, 8, header.dense), "sector {sector}");
         }
-        for cut in BATCH_HEADER_BYTES..bytes.len() - 1 {
+        for cut in BATCH_HEADER_BYTES..bytes.len() - 4 {
             let mut torn = bytes.clone();
             torn[cut..].fill(0);
             assert!(looks_torn(&torn, 8, header.dense), "cut at {cut}");
         }
-        for cut in 1..BATCH_HEADER_BYTES - 1 {
+        for cut in 1..BATCH_HEADER_BYTES - 4 {
             let mut torn = bytes.clone();
             torn[cut..].fill(0);
-            assert_eq!(BatchHeader::decode(&torn, SEED), HeaderState::Torn, "cut at {cut}");
+            // Where only zeros are cut off, nothing is.
+            let is_whole = torn[..BATCH_END_MAGIC_AT] == bytes[..BATCH_END_MAGIC_AT];
+            let expected = if is_whole { HeaderState::Valid(header) } else { HeaderState::Torn };
+            assert_eq!(BatchHeader::decode(&torn, SEED), expected, "cut at {cut}");
         }
     }
 }

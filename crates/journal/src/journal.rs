@@ -2,11 +2,12 @@
 //!
 //! Invariant: at most one flush writes at a time, and after the first failure none does.
 
+use std::fmt;
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::error::{JournalError, OpenError, Poisoned};
-use crate::frame::{Chain, FLAG_CLOSED};
+use crate::frame::{Chain, FLAG_CLOSED, FLAG_OPENED};
 use crate::ids::{JournalId, Period, Usn};
 use crate::options::Options;
 use crate::recovery::{self, Recovered};
@@ -17,7 +18,6 @@ use crate::storage::{Storage, StorageFile};
 /// A durable, append-only journal on a [`Storage`]. All methods may be called from any number of threads.
 ///
 /// Dropping it is like killing the process: what was not written through is lost. [`Journal::close`] is the clean end.
-#[derive(Debug)]
 pub struct Journal<S: Storage> {
     pub(crate) storage: S,
     pub(crate) options: Options,
@@ -105,8 +105,21 @@ impl<S: Storage> Journal<S> {
         options.validate()?;
         let (state, recovered) = recovery::recover(&storage)?;
         let journal = Self::with_state(storage, options, state);
-        // So that a disk that fills up later still has the reserved room.
-        journal.prepare_ahead();
+        let mut state = journal.lock();
+        if state.active.is_some() {
+            // The segment ends with "closed". That must not stand there when the first number is assigned: a crash
+            // before the record is durable would leave a clean end, and the number would be used twice.
+            state.close_batch(FLAG_OPENED);
+            drop(journal.flush(state, true));
+        } else {
+            drop(state);
+            // So that there is reserved room, if the disk has any.
+            journal.prepare_ahead();
+        }
+        if let Some(Poisoned { operation, file, source }) = journal.poison() {
+            let source = io::Error::new(source.kind(), source);
+            return Err(OpenError::Io { operation, file, source });
+        }
         Ok((journal, recovered))
     }
 
@@ -220,6 +233,20 @@ impl<S: Storage> Journal<S> {
     ) -> Poisoned {
         let poison = Poisoned { operation, file, source: Arc::new(source) };
         state.poison.get_or_insert(poison).clone()
+    }
+}
+
+impl<S: Storage> fmt::Debug for Journal<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = self.lock();
+        f.debug_struct("Journal")
+            .field("id", &state.id)
+            .field("next_usn", &state.next_usn)
+            .field("written_usn", &state.written_usn)
+            .field("durable_usn", &state.durable_usn)
+            .field("segments", &state.segments.len())
+            .field("poison", &state.poison)
+            .finish_non_exhaustive()
     }
 }
 

@@ -7,6 +7,7 @@ mod directory;
 mod error;
 mod frame;
 mod ids;
+mod inspect;
 mod journal;
 mod options;
 mod reader;
@@ -23,6 +24,7 @@ pub use error::{
 };
 pub use frame::{PAYLOAD_LIMIT, RESERVED_PAYLOAD_LIMIT};
 pub use ids::{JournalId, ParseJournalIdError, Period, Record, RecordKind, Usn};
+pub use inspect::{Inspection, SegmentReport, SegmentRole, inspect};
 pub use journal::Journal;
 pub use options::{InvalidOption, Options};
 pub use reader::{Records, Start};

@@ -16,7 +16,8 @@ use std::sync::Arc;
 
 use crate::error::{Damage, DamageReason, OpenError};
 use crate::frame::{
-    BATCH_HEADER_BYTES, BATCH_MAGIC, BatchHeader, HeaderState, RESERVE_BYTES, Seed, batch_start,
+    BATCH_HEADER_BYTES, BATCH_MAGIC, BatchHeader, CLOSE_RESERVE_BYTES, HeaderState, RESERVE_BYTES, Seed,
+    batch_start,
 };
 use crate::ids::{JournalId, Period, Usn};
 use crate::journal::io_error;
@@ -299,7 +300,9 @@ pub(crate) fn recover<S: Storage>(storage: &S) -> Result<(State<S::File>, Recove
     let id = files.manifest.id;
     let Tail { segment, last_period, is_closed, torn } = tail;
     let last_usn = segment.last_usn;
-    let goes_on = is_closed && segment.end + RESERVE_BYTES as u64 <= segment.bytes;
+    // Room for the batch that says "opened", besides what is always kept free.
+    let needed = (CLOSE_RESERVE_BYTES + RESERVE_BYTES) as u64;
+    let goes_on = is_closed && segment.end + needed <= segment.bytes;
     let next_usn =
         if is_closed { last_usn.next().max(segment.first_usn) } else { after_crash(last_usn, &segment) };
     let active = goes_on.then(|| Active::new(&segment, id, None));

@@ -13,8 +13,10 @@ pub const FORMAT_VERSION: u32 = 1;
 
 /// Begins a segment. The line ends show a copy in text mode, the first byte a copy that lost the eighth bit.
 pub(crate) const SEGMENT_MAGIC: [u8; 8] = *b"\x89HWS\r\n\x1a\n";
-/// Ends a segment header: never zero, so that a header torn off is seen.
+/// Ends a segment header, behind everything that its checksum covers: if it is zero, the header was torn off.
 pub(crate) const SEGMENT_END_MAGIC: [u8; 8] = *b"HWSegEnd";
+/// Where that is.
+const SEGMENT_END_MAGIC_AT: usize = SEGMENT_HEADER_BYTES - SEGMENT_END_MAGIC.len();
 /// Length of a segment header: one sector.
 pub(crate) const SEGMENT_HEADER_BYTES: usize = 512;
 /// Where the records begin: the header has a page of its own, so that no later write touches it.
@@ -114,8 +116,8 @@ impl SegmentHeader {
         bytes[64..72].copy_from_slice(&self.previous_end.to_le_bytes());
         bytes[72..80].copy_from_slice(&self.previous_usn.0.to_le_bytes());
         bytes[80..84].copy_from_slice(&self.previous_chain.0.to_le_bytes());
-        bytes[504..512].copy_from_slice(&SEGMENT_END_MAGIC);
-        let checksum = checksum(&bytes);
+        bytes[SEGMENT_END_MAGIC_AT..].copy_from_slice(&SEGMENT_END_MAGIC);
+        let checksum = checksum(&bytes[..SEGMENT_END_MAGIC_AT]);
         bytes[12..16].copy_from_slice(&checksum.to_le_bytes());
         bytes
     }
@@ -127,9 +129,10 @@ impl SegmentHeader {
         sequence: u64,
         len: u64,
     ) -> Result<SegmentState, OpenError> {
-        // Zero is a sector that never got to the medium; a zero end is a write that was cut short. One flipped byte
+        let (bytes, end) = bytes.split_at(SEGMENT_END_MAGIC_AT);
+        // Either the whole sector is zero and never got to the medium, or the write was cut short. One flipped byte
         // makes neither of them out of a header that was written.
-        if bytes[510] == 0 && bytes[511] == 0 {
+        if end.iter().all(|&byte| byte == 0) {
             return Ok(SegmentState::Unborn);
         }
         let file = segment_name(sequence);

@@ -87,6 +87,7 @@ impl<F> Segment<F> {
             seed: Seed::new(id, self.sequence),
             at: mark.at,
             chain: mark.chain,
+            adopts_chain: false,
             expected: mark.usn,
             end: End::Known(self.end),
             closed: false,

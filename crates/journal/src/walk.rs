@@ -9,7 +9,7 @@ use std::sync::Arc;
 use crate::error::DamageReason;
 use crate::frame::{
     BATCH_HEADER_BYTES, BATCH_TRAILER_BYTES, BatchHeader, Chain, FLAG_CLOSED, HeaderState, RecordView, Seed,
-    batch_start, index, looks_torn, record_bytes, trailer_is_valid,
+    batch_start, index, looks_torn, record_bytes, trailer_chain,
 };
 use crate::ids::Usn;
 use crate::storage::StorageFile;
@@ -102,6 +102,8 @@ pub(crate) struct Walk {
     /// The end of what was valid.
     pub(crate) at: u64,
     pub(crate) chain: Chain,
+    /// The walk began in the middle, so the first trailer says what the chain is.
+    pub(crate) adopts_chain: bool,
     /// The number that the next record must have.
     pub(crate) expected: Usn,
     pub(crate) end: End,
@@ -183,9 +185,13 @@ impl Walk {
             let reason = DamageReason::Meaning { part: "batch header", field: "records", value };
             return Ok(Step::Stop(Stop::Damaged { offset: start, reason }));
         }
-        let chain = self.chain.link(header.checksum);
+        let chain = if std::mem::take(&mut self.adopts_chain) {
+            trailer_chain(&batch[body_end..])
+        } else {
+            self.chain.link(header.checksum)
+        };
         // A recovery may also have ended the segment right in front of a trailer that was torn off.
-        if !trailer_is_valid(&batch[body_end..], chain) {
+        if trailer_chain(&batch[body_end..]) != chain {
             return Ok(Step::Stop(invalid(at, DamageReason::Checksum { part: "batch" })));
         }
         self.chain = chain;

@@ -245,10 +245,7 @@ impl Memory {
                     Unsynced::Dropped => {}
                     Unsynced::Prefix(_) if index + 1 < count => put(&mut bytes, *offset, new),
                     Unsynced::Prefix(_) => {
-                        // A write that is cut one byte before its end cannot be told from damage, and sectors are
-                        // never cut: the format's document says so.
                         let cut = random.below(new.len() as u64 + 1) as usize;
-                        let cut = if cut + 1 == new.len() { new.len() } else { cut };
                         put(&mut bytes, *offset, &new[..cut]);
                     }
                     Unsynced::Random(_) => {
@@ -384,9 +381,10 @@ impl StorageFile for MemoryFile {
         finish(fault)?;
         disk.syncs += 1;
         let inode = &mut disk.inodes[self.inode];
-        inode.durable = inode.current.clone();
+        for (offset, bytes) in std::mem::take(&mut inode.unsynced) {
+            put(&mut inode.durable, offset, &bytes);
+        }
         inode.durable_len = inode.current.len() as u64;
-        inode.unsynced.clear();
         Ok(())
     }
 
