@@ -1,2 +1,5 @@
-//! The one binary.
-fn main() {}
+//! The one binary: see [`highwater::main`].
+
+fn main() -> std::process::ExitCode {
+    highwater::main()
+}

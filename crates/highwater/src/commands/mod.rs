@@ -1,0 +1,10 @@
+//! One file per command: its arguments and what it does.
+
+pub(crate) mod ack;
+pub(crate) mod barrier;
+pub(crate) mod changes;
+pub(crate) mod consumer;
+pub(crate) mod follow;
+pub(crate) mod run;
+pub(crate) mod status;
+pub(crate) mod stop;

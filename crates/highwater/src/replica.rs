@@ -1,0 +1,1 @@
+//! A reference consumer, for the demo and for tests.
