@@ -102,6 +102,11 @@ pub enum Intent<'a> {
     Directory(&'a FileHandle),
     /// An object that has several names, or whose directory is not known.
     Object(&'a FileHandle),
+    /// A directory that is going to be renamed, in addition to the directories of its old and its new name.
+    ///
+    /// After a crash a consumer compares a directory by the names in it; that another old directory has one of the names now
+    /// it would not notice.
+    Move(&'a FileHandle),
 }
 
 /// How an object is open for writing.

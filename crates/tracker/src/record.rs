@@ -27,6 +27,11 @@ pub enum Body {
         /// Its known names; `None`: it has names, but none is known.
         places: Option<Vec<Place>>,
     },
+    /// A directory that is older than the horizon may be about to be moved: what is below its name may differ as a whole.
+    IntentMove {
+        /// The directory.
+        directory: FileHandle,
+    },
     /// Where a directory is: written when a period first mentions it.
     Where {
         /// The directory.
@@ -76,8 +81,11 @@ pub enum Body {
         /// Why, for people.
         reason: String,
     },
-    /// Tracking begins.
+    /// Tracking begins. Records of later periods than `stable` that stand before this one are no facts: the tracker died, and
+    /// what they tell may not have reached the disk. What they touched is told again behind this record.
     Started {
+        /// The stable horizon when tracking ended.
+        stable: CheckpointId,
         /// When, nanoseconds since the epoch.
         time_ns: u64,
         /// The boot id of the system.
@@ -96,6 +104,7 @@ pub(crate) mod kind {
     pub(crate) const INTENT_DIRECTORY: RecordKind = RecordKind(1);
     pub(crate) const INTENT_OBJECT: RecordKind = RecordKind(2);
     pub(crate) const WHERE: RecordKind = RecordKind(3);
+    pub(crate) const INTENT_MOVE: RecordKind = RecordKind(13);
     pub(crate) const CREATED: RecordKind = RecordKind(4);
     pub(crate) const LINKED: RecordKind = RecordKind(5);
     pub(crate) const REMOVED: RecordKind = RecordKind(6);
@@ -145,6 +154,10 @@ impl Body {
                 out.places(places);
                 kind::INTENT_OBJECT
             }
+            Self::IntentMove { directory } => {
+                out.handle(directory);
+                kind::INTENT_MOVE
+            }
             Self::Where { directory, place } => {
                 out.handle(directory);
                 out.place(place);
@@ -175,7 +188,8 @@ impl Body {
                 out.text(reason);
                 kind::LOST
             }
-            Self::Started { time_ns, boot_id } => {
+            Self::Started { stable, time_ns, boot_id } => {
+                out.u64(stable.0);
                 out.u64(*time_ns);
                 out.text(boot_id);
                 kind::STARTED
@@ -194,7 +208,8 @@ impl Body {
     /// If it is not exactly one payload of that kind.
     pub fn decode(kind: RecordKind, payload: &[u8]) -> Result<Self, DecodeError> {
         let mut decoder = Decoder { rest: payload };
-        let body = decoder.body(kind).ok_or(DecodeError { kind: kind.0, what: "damaged or of an unknown kind" })?;
+        let body =
+            decoder.body(kind).ok_or(DecodeError { kind: kind.0, what: "damaged or of an unknown kind" })?;
         if !decoder.rest.is_empty() {
             return Err(DecodeError { kind: kind.0, what: "bytes follow the payload" });
         }
@@ -358,7 +373,10 @@ impl<'a> Decoder<'a> {
         valid.then(|| Place { parent, name: name.into() })
     }
 
-    #[expect(clippy::option_option, reason = "the outer one is the decoder's failure, the inner one is what was recorded")]
+    #[expect(
+        clippy::option_option,
+        reason = "the outer one is the decoder's failure, the inner one is what was recorded"
+    )]
     fn places(&mut self) -> Option<Option<Vec<Place>>> {
         let count = self.u8()?;
         if count == PLACES_UNKNOWN {
@@ -374,6 +392,7 @@ impl<'a> Decoder<'a> {
         Some(match kind {
             kind::INTENT_DIRECTORY => Body::IntentDirectory { directory: self.handle()? },
             kind::INTENT_OBJECT => Body::IntentObject { object: self.handle()?, places: self.places()? },
+            kind::INTENT_MOVE => Body::IntentMove { directory: self.handle()? },
             kind::WHERE => Body::Where { directory: self.handle()?, place: self.place()? },
             kind::RESCAN => Body::Rescan { directory: self.handle()?, recursive: self.flag()? },
             kind::RECOVERED => {
@@ -387,7 +406,10 @@ impl<'a> Decoder<'a> {
                 time_ns: self.u64()?,
             },
             kind::LOST => Body::Lost { reason: self.text()? },
-            kind::STARTED => Body::Started { time_ns: self.u64()?, boot_id: self.text()? },
+            kind::STARTED => {
+                let (stable, time_ns) = (CheckpointId(self.u64()?), self.u64()?);
+                Body::Started { stable, time_ns, boot_id: self.text()? }
+            }
             kind::STOPPED => Body::Stopped { time_ns: self.u64()? },
             _ => {
                 let (change, places) = self.change(kind)?;
@@ -448,11 +470,26 @@ mod tests {
         let changed = |change| Body::Changed { change, places: Some(Vec::new()) };
         vec![
             Body::IntentDirectory { directory: handle(1) },
-            Body::IntentObject { object: handle(2), places: Some(vec![place(1, b"a\n\xff"), place(1, &[b'x'; 255])]) },
+            Body::IntentObject {
+                object: handle(2),
+                places: Some(vec![place(1, b"a\n\xff"), place(1, &[b'x'; 255])]),
+            },
             Body::Where { directory: handle(3), place: place(1, b"d") },
-            changed(Change::Created { object: handle(4), object_type: ObjectType::File, place: place(3, b"f") }),
-            changed(Change::Linked { object: handle(4), object_type: ObjectType::Symlink, place: place(3, b"g") }),
-            changed(Change::Removed { object: handle(4), object_type: ObjectType::Other, place: place(3, b"g") }),
+            changed(Change::Created {
+                object: handle(4),
+                object_type: ObjectType::File,
+                place: place(3, b"f"),
+            }),
+            changed(Change::Linked {
+                object: handle(4),
+                object_type: ObjectType::Symlink,
+                place: place(3, b"g"),
+            }),
+            changed(Change::Removed {
+                object: handle(4),
+                object_type: ObjectType::Other,
+                place: place(3, b"g"),
+            }),
             changed(Change::Renamed {
                 object: handle(4),
                 object_type: ObjectType::Directory,
@@ -466,7 +503,10 @@ mod tests {
                 b: (handle(3), ObjectType::Directory),
                 b_place: place(1, b"d"),
             }),
-            Body::Changed { change: Change::Modified { object: handle(4) }, places: Some(vec![place(1, b"h")]) },
+            Body::Changed {
+                change: Change::Modified { object: handle(4) },
+                places: Some(vec![place(1, b"h")]),
+            },
             Body::Changed {
                 change: Change::Metadata { object: handle(3), object_type: ObjectType::Directory },
                 places: None,
@@ -476,7 +516,8 @@ mod tests {
             Body::Seal { time_ns: 7 },
             Body::Stable { checkpoint: CheckpointId(3), intents_from: Usn(9), time_ns: 1 },
             Body::Lost { reason: "the disk was full".into() },
-            Body::Started { time_ns: 1, boot_id: "b".into() },
+            Body::IntentMove { directory: handle(3) },
+            Body::Started { stable: CheckpointId(2), time_ns: 1, boot_id: "b".into() },
             Body::Stopped { time_ns: 2 },
         ]
     }
@@ -489,7 +530,7 @@ mod tests {
             assert!(kinds.insert(kind.0), "two records of kind {}", kind.0);
             assert_eq!(Body::decode(kind, &payload), Ok(body));
         }
-        assert_eq!(kinds.len(), 17, "a kind is missing from this test");
+        assert_eq!(kinds.len(), 18, "a kind is missing from this test");
     }
 
     #[test]

@@ -1,19 +1,34 @@
-//! SKELETON: signatures only, to be filled in.
-use std::io;
-use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
-use crate::*;
+//! The tracker of one volume: what all its parts share, and what callers see of it.
 
-/// A volume's tracker. `Send + Sync`; used as `Arc<Tracker>`.
-pub struct Tracker { _private: () }
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use highwater_barrier::WriteBarrier;
+use highwater_journal::{Directory, Journal, JournalId, Period, Storage, Usn};
+use parking_lot::{Condvar, Mutex};
+
+use crate::checkpoint::Checkpoints;
+use crate::consumers::Consumers;
+use crate::coverage::Coverage;
+use crate::cursor::CheckpointId;
+use crate::error::RequestError;
+use crate::handle::FileHandle;
+use crate::horizon::Wake;
+use crate::log::{Log, Recorded};
+use crate::recovery::Found;
+use crate::section::Section;
+use crate::source::Source;
+use crate::writers::Writers;
 
 /// Whether an operation waits for its intent to be durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Durability {
     /// It waits: G4 holds in a power loss.
     Strict,
-    /// The intent is handed to the kernel only: holds when the tracker is killed, not in a power loss.
+    /// The intent is handed to the kernel only: G4 holds when the tracker is killed, not in a power loss, after which a
+    /// catch-up scan is needed.
     Relaxed,
 }
 
@@ -22,22 +37,34 @@ pub enum Durability {
 pub enum OnFull {
     /// Keep the writers going; every consumer becomes fresh.
     Overflow,
-    /// Fail the operation with `ENOSPC`.
+    /// Fail operations that need an intent with `ENOSPC`.
     Fail,
 }
 
-/// How a volume is opened.
+/// How a volume is tracked.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Config {
-    /// Strict or relaxed.
+    /// Strict or relaxed. Default strict.
     pub durability: Durability,
-    /// What to do when the journal's disk is full.
+    /// What to do when the journal's disk is full. Default overflow.
     pub on_full: OnFull,
-    /// The longest time between two advances of the stable horizon while anything changes.
+    /// The longest time between two moves of the stable horizon while anything changes. Default 30 s.
     pub horizon_every: Duration,
+    /// Options of the journal.
+    pub journal: highwater_journal::Options,
 }
-impl Default for Config { fn default() -> Self { Self { durability: Durability::Strict, on_full: OnFull::Overflow, horizon_every: Duration::from_secs(30) } } }
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            durability: Durability::Strict,
+            on_full: OnFull::Overflow,
+            horizon_every: Duration::from_secs(30),
+            journal: highwater_journal::Options::default(),
+        }
+    }
+}
 
 /// What is tracked, told by whoever opens the volume.
 #[derive(Clone, Debug)]
@@ -52,135 +79,20 @@ pub struct VolumeFacts {
     pub unbroken: bool,
 }
 
-/// What [`Tracker::open`] found.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct Opening {
-    /// The state directory was new.
-    pub new: bool,
-    /// The previous tracker did not stop cleanly.
-    pub crashed: bool,
-    /// Directories and objects that will be handed out again.
-    pub recovered: u64,
-    /// A catch-up scan is needed and has begun.
-    pub catching_up: bool,
-    /// Every consumer is fresh, and why.
-    pub fresh: Option<String>,
-}
-
-/// Why a write section cannot go on. The operation must fail with the errno and without an effect.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum SectionError {
-    /// The journal's disk is full and the policy is [`OnFull::Fail`]. `ENOSPC`.
-    #[error("the journal's disk is full")]
-    Full,
-}
-impl SectionError { /// The errno that the operation answers.
-    pub fn errno(&self) -> i32 { match self { Self::Full => 28 } } }
-
-/// A write section. Leaves when dropped, on any thread.
-pub struct Section { _private: () }
-impl Section {
-    /// Returns when a crash cannot hide what is about to change. Strict: waits for the journal if it has to.
-    pub fn intend(&self, _intents: &[Intent<'_>]) -> Result<(), SectionError> { unimplemented!() }
-    /// Records what has happened. `names` updates the source's name table, as one step with the record.
-    pub fn record(&self, _change: Change, _names: impl FnOnce()) { unimplemented!() }
-    /// The object has been opened for writing and can change unseen from now on. `sample`: its attributes before that.
-    pub fn opened(&self, _object: &FileHandle, _mode: WriterMode, _sample: Sample) { unimplemented!() }
-    /// One open of the object for writing is gone. `sample` is asked only if it matters (its attributes now; None: gone).
-    pub fn closed(&self, _object: &FileHandle, _sample: impl FnOnce() -> Option<Sample>) { unimplemented!() }
-}
-
-/// Where an answer begins.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Since {
-    /// A cursor that the caller kept.
-    Cursor(Cursor),
-    /// The stored cursor of a consumer.
-    Consumer(String),
-    /// Now: a cursor and no changes.
-    Now,
-    /// No earlier cursor: the answer is fresh.
-    Nothing,
-}
-
-/// An answer to "what changed since".
-#[derive(Clone, Debug)]
-pub struct Answer {
-    /// Everything through here has been handed out by this answer.
-    pub cursor: Cursor,
-    /// Where it begins; `None` if fresh or now.
-    pub since: Option<Cursor>,
-    /// Not a difference: take everything.
-    pub fresh: Option<FreshReason>,
-    /// The lines, in the order in which they are safe to apply.
-    pub lines: Vec<Line>,
-}
-
-/// Why an answer is fresh.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum FreshReason {
-    /// There was no cursor to begin at.
-    NoCursor,
-    /// The cursor belongs to another journal.
-    ForeignCursor,
-    /// What comes after the cursor is not kept any more.
-    TooOld,
-    /// The cursor is of a checkpoint that this journal has not reached.
-    Future,
-    /// Changes were lost after the cursor: the text says why.
-    Lost(String),
-}
-
-/// A request that failed.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum RequestError {
-    /// No consumer of this name.
-    #[error("no consumer {name:?}; add it with `highwater consumer add`")]
-    UnknownConsumer { /** its name */ name: String },
-    /// There is one already.
-    #[error("consumer {name:?} exists already")]
-    ConsumerExists { /** its name */ name: String },
-    /// Not 1 to 64 of `[A-Za-z0-9._-]`.
-    #[error("not a consumer name: {name:?} (1 to 64 letters, digits, '.', '_' or '-')")]
-    BadConsumerName { /** its name */ name: String },
-    /// An ack may not go back.
-    #[error("consumer {name:?} has acked {acked} already, {given} is older")]
-    AckBackwards { /** its name */ name: String, /** stored */ acked: Cursor, /** given */ given: Cursor },
-    /// An ack of a cursor that this journal never gave out.
-    #[error("cursor {given} was not given out by this volume")]
-    ForeignCursor { /** given */ given: Cursor },
-    /// The time given ran out; what holds it up.
-    #[error("the deadline passed while waiting for {waiting_for}")]
-    Deadline { /** what */ waiting_for: String },
-    /// The source failed.
-    #[error("the source could not {doing}")]
-    Source { /** what */ doing: &'static str, /** why */ #[source] source: io::Error },
-    /// The journal failed for good; only a new start of the tracker helps.
-    #[error("the journal has failed: {why}")]
-    Journal { /** why */ why: String },
-    /// The tracker is stopping.
-    #[error("the tracker is stopping")]
-    Stopping,
-}
-
 /// One consumer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Consumer {
     /// Its name.
     pub name: String,
     /// Where it is; `None`: it has acked nothing, its next answer is fresh.
-    pub cursor: Option<Cursor>,
+    pub cursor: Option<crate::Cursor>,
 }
 
 /// What `status` shows.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Status {
-    /// The volume's id.
+    /// The volume's id: a UUID.
     pub fsid: String,
     /// The journal's id.
     pub journal: String,
@@ -192,65 +104,272 @@ pub struct Status {
     pub oldest: CheckpointId,
     /// Strict or relaxed.
     pub durability: Durability,
-    /// Sections in flight now.
+    /// Sections in flight now, approximately.
     pub sections: u64,
     /// Objects open for writing.
     pub open_writers: u64,
     /// Records appended since the start.
     pub records: u64,
-    /// Times that an operation waited for the journal.
+    /// Times that an operation waited for the journal since the start.
     pub waits: u64,
     /// Bytes that the journal occupies.
     pub journal_bytes: u64,
     /// A catch-up is running: objects looked at so far.
     pub catching_up: Option<u64>,
-    /// Why the journal does not work any more, if so.
+    /// Why changes are being lost, if so.
     pub failed: Option<String>,
     /// How long the last checkpoint took.
     pub last_checkpoint: Duration,
 }
 
-impl Tracker {
-    /// Opens the state, or makes it if it is empty; recovers. Nothing is tracked until [`Tracker::start`].
-    pub fn open(_state: highwater_journal::Directory, _facts: VolumeFacts, _config: Config) -> Result<(Arc<Self>, Opening), OpenVolumeError> { unimplemented!() }
-    /// Gives the tracker its source. Sections may be entered from before this call; checkpoints work after it. Starts the
-    /// thread that moves the stable horizon, and the catch-up, if one is needed.
-    pub fn start(self: &Arc<Self>, _source: Arc<dyn Source>) { unimplemented!() }
-    /// Enters a write section.
-    pub fn section(&self) -> Section { unimplemented!() }
-    /// A checkpoint: waits for every operation in flight, blocks none.
-    pub fn barrier(&self, _deadline: Option<Instant>) -> Result<Cursor, RequestError> { unimplemented!() }
-    /// A checkpoint, and what changed since.
-    pub fn changes(&self, _since: &Since) -> Result<Answer, RequestError> { unimplemented!() }
-    /// Returns when something has been recorded after this cursor, or at the deadline (false).
-    pub fn wait_for_change(&self, _after: &Cursor, _deadline: Instant) -> bool { unimplemented!() }
-    /// Stores a consumer's cursor, durably.
-    pub fn ack(&self, _consumer: &str, _cursor: &Cursor) -> Result<(), RequestError> { unimplemented!() }
-    /// Adds a consumer.
-    pub fn add_consumer(&self, _name: &str) -> Result<(), RequestError> { unimplemented!() }
-    /// Removes a consumer.
-    pub fn remove_consumer(&self, _name: &str) -> Result<(), RequestError> { unimplemented!() }
-    /// All consumers, by name.
-    pub fn consumers(&self) -> Vec<Consumer> { unimplemented!() }
-    /// What `status` shows.
-    pub fn status(&self) -> Status { unimplemented!() }
-    /// Moves the stable horizon: checkpoint, `syncfs`, `Stable`.
-    pub fn advance_horizon(&self) -> Result<(), RequestError> { unimplemented!() }
-    /// A clean stop: to be called when the source serves no operation any more. Seals, syncs, closes the journal.
-    pub fn stop(&self) -> Result<(), RequestError> { unimplemented!() }
+/// The tracker of one volume. `S` is where its state is kept: a [`Directory`], or simulated storage in tests.
+pub struct Tracker<S: Storage = Directory> {
+    pub(crate) shared: Arc<Shared<S>>,
 }
 
-/// The state directory cannot be used.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum OpenVolumeError {
-    /// The state is of another directory.
-    #[error("the state belongs to another tracked directory ({directory})")]
-    OtherVolume { /** which */ directory: PathBuf },
-    /// Reading or writing it failed.
-    #[error("cannot {doing}")]
-    Io { /** what */ doing: &'static str, /** why */ #[source] source: io::Error },
-    /// The journal cannot be opened.
-    #[error("cannot open the journal")]
-    Journal { /** why */ #[source] source: Box<dyn std::error::Error + Send + Sync> },
+/// What sections, checkpoints and requests share. Locks are taken in the order of the fields.
+pub(crate) struct Shared<S: Storage> {
+    pub(crate) config: Config,
+    pub(crate) facts: VolumeFacts,
+    pub(crate) fsid: String,
+    pub(crate) journal: Journal<Arc<S>>,
+    pub(crate) first_usn: Usn,
+    pub(crate) source: OnceLock<Arc<dyn Source>>,
+    source_is_set: (Mutex<()>, Condvar),
+    is_started: AtomicBool,
+    /// Write sections: an operation is in flight.
+    pub(crate) sections: WriteBarrier,
+    /// The end of a section, from its record on: the operation has been done and its caller is being told.
+    pub(crate) tails: WriteBarrier,
+    pub(crate) checkpoints: Checkpoints,
+    pub(crate) consumers: Mutex<Consumers>,
+    pub(crate) writers: Mutex<Writers>,
+    pub(crate) log: Mutex<Log>,
+    pub(crate) first_change: Condvar,
+    pub(crate) coverage: Mutex<Coverage>,
+    /// The newest stable period.
+    pub(crate) stable: AtomicU64,
+    pub(crate) waits: AtomicU64,
+    /// Intents have been recorded since the horizon moved.
+    pub(crate) is_unstable: AtomicBool,
+    pub(crate) stopping: AtomicBool,
+    pub(crate) horizon_turn: Mutex<()>,
+    pub(crate) horizon_wake: (Mutex<Wake>, Condvar),
+    horizon: Mutex<Option<std::thread::JoinHandle<()>>>,
+    pub(crate) found: Mutex<Option<Found>>,
+}
+
+impl<S: Storage> Shared<S> {
+    #[expect(clippy::too_many_arguments, reason = "called in one place, by open")]
+    pub(crate) fn new(
+        config: Config,
+        facts: VolumeFacts,
+        fsid: String,
+        journal: Journal<Arc<S>>,
+        period: Period,
+        stable: CheckpointId,
+        consumers: Consumers,
+        found: Found,
+    ) -> Self {
+        Self {
+            log: Mutex::new(Log::new(facts.root.clone(), period)),
+            checkpoints: Checkpoints::new(CheckpointId(period.0 - 1)),
+            first_usn: journal.next_usn(),
+            config,
+            facts,
+            fsid,
+            journal,
+            source: OnceLock::new(),
+            source_is_set: (Mutex::new(()), Condvar::new()),
+            is_started: AtomicBool::new(false),
+            sections: WriteBarrier::new(),
+            tails: WriteBarrier::new(),
+            consumers: Mutex::new(consumers),
+            writers: Mutex::new(Writers::default()),
+            first_change: Condvar::new(),
+            coverage: Mutex::new(Coverage::new()),
+            stable: AtomicU64::new(stable.0),
+            waits: AtomicU64::new(0),
+            is_unstable: AtomicBool::new(true),
+            stopping: AtomicBool::new(false),
+            horizon_turn: Mutex::new(()),
+            horizon_wake: (Mutex::new(Wake::No), Condvar::new()),
+            horizon: Mutex::new(None),
+            found: Mutex::new(Some(found)),
+        }
+    }
+
+    /// The source, once there is one.
+    ///
+    /// # Panics
+    /// Before [`Tracker::start`]: only sections wait for it.
+    pub(crate) fn source(&self) -> &Arc<dyn Source> {
+        self.source.get().expect("Tracker::start has been called")
+    }
+
+    pub(crate) fn journal_id(&self) -> JournalId {
+        self.journal.id()
+    }
+
+    /// Does what the outcome of a record asks for, outside the record lock.
+    pub(crate) fn after_record(&self, recorded: Recorded) {
+        match recorded {
+            Recorded::Yes | Recorded::Lost => {}
+            Recorded::First => {
+                self.first_change.notify_all();
+            }
+            Recorded::Overflow(usn) => {
+                tracing::warn!("the journal's disk is full: consumers will be told to take everything");
+                if let Err(error) = self.journal.sync(usn) {
+                    self.fail(&error);
+                }
+                self.first_change.notify_all();
+            }
+        }
+    }
+
+    /// Notes that the journal does not work any more, and tries to leave a mark that the next start will find.
+    pub(crate) fn fail(&self, error: &(dyn std::error::Error + 'static)) {
+        let mut log = self.log.lock();
+        if log.failed.is_none() {
+            log.failed = Some(crate::error::with_causes(error));
+            log.is_changed = true;
+            drop(log);
+            tracing::error!(error = crate::error::with_causes(error), "the journal has failed");
+        }
+    }
+}
+
+impl<S: Storage> Tracker<S> {
+    /// Gives the tracker its source, recovers what a crash has left, and begins the catch-up after a gap.
+    ///
+    /// Sections that were entered before wait for it. Starts the thread that moves the stable horizon.
+    ///
+    /// # Errors
+    /// If recovery fails. The tracker is of no use then.
+    ///
+    /// # Panics
+    /// If it has been called before.
+    pub fn start(&self, source: Arc<dyn Source>) -> Result<(), RequestError> {
+        let shared = &self.shared;
+        assert!(shared.source.set(source).is_ok(), "a tracker is started once");
+        let found = shared.found.lock().take().expect("start is called once");
+        shared.tell_found(found)?;
+        // Only now: a change must not be recorded before what it follows.
+        let guard = shared.source_is_set.0.lock();
+        // ORDERING: pairs with the load in `section`; what recovery has done happens before the first section.
+        shared.is_started.store(true, Ordering::Release);
+        drop(guard);
+        shared.source_is_set.1.notify_all();
+        let on_thread = Arc::clone(shared);
+        let thread =
+            std::thread::Builder::new().name("horizon".into()).spawn(move || on_thread.move_horizon());
+        match thread {
+            Ok(thread) => *shared.horizon.lock() = Some(thread),
+            Err(source) => {
+                return Err(RequestError::Source { doing: "start the thread of the horizon", source });
+            }
+        }
+        Ok(())
+    }
+
+    /// Enters a write section.
+    ///
+    /// Waits until [`Tracker::start`] has done its work. A section must not be held while waiting for another one.
+    pub fn section(&self) -> Section<S> {
+        // ORDERING: pairs with the store in `start`.
+        if !self.shared.is_started.load(Ordering::Acquire) {
+            let mut guard = self.shared.source_is_set.0.lock();
+            // ORDERING: as above.
+            while !self.shared.is_started.load(Ordering::Acquire) {
+                self.shared.source_is_set.1.wait(&mut guard);
+            }
+        }
+        Section::enter(&self.shared)
+    }
+
+    /// Makes a checkpoint: waits for every operation in flight, blocks none. Callers at the same time share it.
+    ///
+    /// Returns the same cursor as before if nothing has been recorded since.
+    ///
+    /// # Errors
+    /// [`RequestError::Deadline`], and if the source or the journal fails.
+    pub fn barrier(&self, deadline: Option<Instant>) -> Result<crate::Cursor, RequestError> {
+        let checkpoint = self.shared.checkpoint(deadline)?;
+        Ok(self.shared.cursor(checkpoint, CheckpointId(0)))
+    }
+
+    /// Returns true when something has been recorded after this cursor, or false at the deadline.
+    ///
+    /// Writes through a descriptor that was open before show only at a checkpoint; while there are such descriptors it
+    /// returns true after a second at the latest.
+    pub fn wait_for_change(&self, after: &crate::Cursor, deadline: Instant) -> bool {
+        let shared = &self.shared;
+        loop {
+            let has_writers = shared.writers.lock().len() > 0;
+            let mut log = shared.log.lock();
+            if log.is_changed || shared.checkpoints.sealed() > after.checkpoint {
+                return true;
+            }
+            let now = Instant::now();
+            if now >= deadline || shared.stopping.load(Ordering::Relaxed) {
+                return false;
+            }
+            let a_second = now + Duration::from_secs(1);
+            let timed_out = shared.first_change.wait_until(&mut log, deadline.min(a_second)).timed_out();
+            if timed_out && has_writers {
+                return true;
+            }
+        }
+    }
+
+    /// What `status` shows.
+    pub fn status(&self) -> Status {
+        let shared = &self.shared;
+        let failed = {
+            let log = shared.log.lock();
+            log.failed.clone().or_else(|| log.overflowing.then(|| "the journal's disk is full".to_owned()))
+        };
+        Status {
+            fsid: shared.fsid.clone(),
+            journal: shared.journal_id().to_string(),
+            checkpoint: shared.checkpoints.sealed(),
+            stable: CheckpointId(shared.stable.load(Ordering::Relaxed)),
+            oldest: CheckpointId(shared.journal.oldest_period_kept().0.saturating_sub(1)),
+            durability: shared.config.durability,
+            sections: shared.sections.sections_in_flight() as u64,
+            open_writers: shared.writers.lock().len() as u64,
+            records: shared.journal.next_usn().0 - shared.first_usn.0,
+            waits: shared.waits.load(Ordering::Relaxed),
+            journal_bytes: shared.journal.size_bytes(),
+            catching_up: shared.checkpoints.catching_up(),
+            failed,
+            last_checkpoint: shared.checkpoints.last_took(),
+        }
+    }
+
+    /// Moves the stable horizon now: a checkpoint, `syncfs`, `Stable`.
+    ///
+    /// # Errors
+    /// If the checkpoint, the filesystem or the journal fails; the horizon stays where it is.
+    pub fn advance_horizon(&self) -> Result<(), RequestError> {
+        self.shared.advance_horizon()
+    }
+
+    /// Stops: to be called when the source serves no operation any more. Moves the horizon and says that all is stable.
+    ///
+    /// # Errors
+    /// As [`Tracker::advance_horizon`]; the next start recovers then.
+    pub fn stop(&self) -> Result<(), RequestError> {
+        let shared = &self.shared;
+        shared.stopping.store(true, Ordering::Relaxed);
+        *shared.horizon_wake.0.lock() = Wake::Stop;
+        shared.horizon_wake.1.notify_all();
+        shared.first_change.notify_all();
+        if let Some(thread) = shared.horizon.lock().take() {
+            // It has said what went wrong; a panic in it must not keep the volume from being closed.
+            let _ = thread.join();
+        }
+        shared.close()
+    }
 }

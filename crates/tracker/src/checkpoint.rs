@@ -1,0 +1,246 @@
+//! Checkpoints.
+//!
+//! In this order, and each step for a reason:
+//!
+//! 1. *Barrier*: every operation that was in flight when the checkpoint was asked for has ended, and has been recorded.
+//! 2. *Open writers*: sampled, waited for, compared, recorded (see `writers`).
+//! 3. *Flip*: the period is sealed under the record lock; its records are the batch.
+//! 4. *Tails*: an operation that is in the batch has been recorded but its caller may not have been told; wait for that.
+//! 5. *Settle*: what the source's kernel may still show from before these operations is gone.
+//! 6. *Sync*: the batch is on stable storage before anybody hears of it.
+//!
+//! Nothing of this blocks an operation. An operation that begins after the checkpoint was asked for is waited for only in
+//! step 4, and only from its record to its answer.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use highwater_barrier::DeadlineExceeded;
+use highwater_journal::{Period, Storage};
+use parking_lot::{Condvar, Mutex};
+
+use crate::change::Change;
+use crate::coverage::now_ns;
+use crate::cursor::{CheckpointId, Cursor};
+use crate::error::RequestError;
+use crate::log::Recorded;
+use crate::record::Body;
+use crate::tracker::Shared;
+
+/// What is known about checkpoints.
+#[derive(Debug)]
+pub(crate) struct Checkpoints {
+    /// One checkpoint at a time; counts those that have begun and ended.
+    turn: Mutex<Turns>,
+    begun: AtomicU64,
+    sealed: AtomicU64,
+    last_took_us: AtomicU64,
+    catch_up: (Mutex<bool>, Condvar),
+    is_catching_up: AtomicBool,
+    pub(crate) caught_up_objects: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Turns {
+    /// The number of the newest checkpoint that has ended well.
+    ended: u64,
+}
+
+impl Checkpoints {
+    pub(crate) fn new(sealed: CheckpointId) -> Self {
+        Self {
+            turn: Mutex::new(Turns::default()),
+            begun: AtomicU64::new(0),
+            sealed: AtomicU64::new(sealed.0),
+            last_took_us: AtomicU64::new(0),
+            catch_up: (Mutex::new(false), Condvar::new()),
+            is_catching_up: AtomicBool::new(false),
+            caught_up_objects: AtomicU64::new(0),
+        }
+    }
+
+    /// The newest checkpoint.
+    pub(crate) fn sealed(&self) -> CheckpointId {
+        // ORDERING: pairs with the store in `flip`; a reader that sees a checkpoint sees its records in the journal.
+        CheckpointId(self.sealed.load(Ordering::Acquire))
+    }
+
+    pub(crate) fn last_took(&self) -> Duration {
+        // ORDERING: a figure for `status`.
+        Duration::from_micros(self.last_took_us.load(Ordering::Relaxed))
+    }
+
+    /// How many objects the catch-up has looked at, while it runs.
+    pub(crate) fn catching_up(&self) -> Option<u64> {
+        // ORDERING: figures for `status`.
+        self.is_catching_up.load(Ordering::Relaxed).then(|| self.caught_up_objects.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn begin_catch_up(&self) {
+        *self.catch_up.0.lock() = true;
+        // ORDERING: a figure for `status`.
+        self.is_catching_up.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn end_catch_up(&self) {
+        *self.catch_up.0.lock() = false;
+        // ORDERING: a figure for `status`.
+        self.is_catching_up.store(false, Ordering::Relaxed);
+        self.catch_up.1.notify_all();
+    }
+
+    /// All that a catch-up finds belongs into one batch: a batch is not sealed before it has ended.
+    fn wait_for_catch_up(&self, deadline: Option<Instant>) -> Result<(), RequestError> {
+        let mut is_running = self.catch_up.0.lock();
+        while *is_running {
+            match deadline {
+                None => self.catch_up.1.wait(&mut is_running),
+                Some(deadline) => {
+                    if self.catch_up.1.wait_until(&mut is_running, deadline).timed_out() {
+                        return Err(RequestError::Deadline { waiting_for: "the catch-up scan" });
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<S: Storage> Shared<S> {
+    pub(crate) fn cursor(&self, checkpoint: CheckpointId, reading_since: CheckpointId) -> Cursor {
+        Cursor { journal: self.journal_id(), checkpoint, reading_since }
+    }
+
+    /// Makes a checkpoint and returns the newest sealed period: the one before if nothing has been recorded since.
+    pub(crate) fn checkpoint(&self, deadline: Option<Instant>) -> Result<CheckpointId, RequestError> {
+        let checkpoints = &self.checkpoints;
+        checkpoints.wait_for_catch_up(deadline)?;
+        // ORDERING: the increments are made under `turn`; this only has to be a number that was reached before the call.
+        let begun_before = checkpoints.begun.load(Ordering::SeqCst);
+        let mut turn = match deadline {
+            None => checkpoints.turn.lock(),
+            Some(deadline) => checkpoints
+                .turn
+                .try_lock_until(deadline)
+                .ok_or(RequestError::Deadline { waiting_for: "the checkpoint before this one" })?,
+        };
+        if turn.ended > begun_before {
+            // A checkpoint that began after this call has ended: it is this call's as well.
+            return Ok(checkpoints.sealed());
+        }
+        // ORDERING: as above.
+        let number = checkpoints.begun.fetch_add(1, Ordering::SeqCst) + 1;
+        let began = Instant::now();
+        let sealed = self.run_checkpoint(deadline)?;
+        turn.ended = number;
+        let took_us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
+        // ORDERING: a figure for `status`.
+        checkpoints.last_took_us.store(took_us, Ordering::Relaxed);
+        Ok(sealed)
+    }
+
+    fn run_checkpoint(&self, deadline: Option<Instant>) -> Result<CheckpointId, RequestError> {
+        let synchronized = match deadline {
+            None => {
+                self.sections.synchronize();
+                Ok(())
+            }
+            Some(deadline) => self.sections.synchronize_deadline(deadline),
+        };
+        synchronized
+            .map_err(|DeadlineExceeded| RequestError::Deadline { waiting_for: "operations in flight" })?;
+        self.record_open_writers()?;
+        let Some(seal) = self.flip()? else {
+            return Ok(self.checkpoints.sealed());
+        };
+        self.tails.synchronize();
+        let settled = self.source().settle();
+        settled.map_err(|source| RequestError::Source { doing: "wait for the kernel", source })?;
+        self.journal.sync(seal.usn).map_err(|error| {
+            self.fail(&error);
+            RequestError::journal(&error)
+        })?;
+        // ORDERING: pairs with the load in `sealed`.
+        self.checkpoints.sealed.store(seal.period.0, Ordering::Release);
+        Ok(CheckpointId(seal.period.0))
+    }
+
+    /// Reports the open writers that have changed since the last checkpoint.
+    fn record_open_writers(&self) -> Result<(), RequestError> {
+        let writers = self.writers.lock().all();
+        if writers.is_empty() {
+            return Ok(());
+        }
+        let source = self.source();
+        let failed = |doing| move |source| RequestError::Source { doing, source };
+        let can_map: Vec<_> =
+            writers.iter().filter(|(_, mode)| mode.can_map).map(|(object, _)| object.clone()).collect();
+        let mapped = source.mapped_writable(&can_map).map_err(failed("find out what is mapped"))?;
+        let distinct = source.timestamps_are_distinct();
+        for (object, _) in &writers {
+            let sample =
+                source.sample(object).map_err(failed("read the attributes of a file open for writing"))?;
+            source.wait_for_writes(object).map_err(failed("wait for writes in flight"))?;
+            let Some(sample) = sample else { continue };
+            let report = self.writers.lock().sampled(object, sample, mapped.contains(object), distinct);
+            if report {
+                let change = Change::Modified { object: object.clone() };
+                let recorded = self.log.lock().record(&self.journal, &**source, change);
+                self.after_record(recorded);
+            }
+        }
+        Ok(())
+    }
+
+    /// Seals the period and begins the next one, unless there is nothing in it for a consumer.
+    fn flip(&self) -> Result<Option<Seal>, RequestError> {
+        let mut log = self.log.lock();
+        if let Some(why) = &log.failed {
+            return Err(RequestError::Journal { why: why.clone() });
+        }
+        if !log.is_changed {
+            return Ok(None);
+        }
+        if log.overflowing {
+            self.end_overflow(&mut log)?;
+        }
+        let period = log.period;
+        let (kind, payload) = Body::Seal { time_ns: now_ns() }.encode();
+        let appended = match self.journal.append(kind, period, &payload) {
+            Err(highwater_journal::AppendError::Full { .. }) => {
+                self.journal.append_reserved(kind, period, &payload)
+            }
+            other => other,
+        };
+        match appended {
+            Ok(usn) => {
+                log.next_period();
+                Ok(Some(Seal { period, usn }))
+            }
+            Err(error) => {
+                // Full: the disk has no room even for this. Nothing is lost that is not told: the record that says so is
+                // in this period, which stays open.
+                Err(RequestError::journal(&error))
+            }
+        }
+    }
+
+    /// Tries whether there is room again. The period says then, once more, that records before here are missing.
+    fn end_overflow(&self, log: &mut crate::log::Log) -> Result<(), RequestError> {
+        log.overflowing = false;
+        match log.record_lost(&self.journal, "the journal's disk was full".to_owned()) {
+            Recorded::Lost | Recorded::Overflow(_) => {
+                log.overflowing = true;
+                Err(RequestError::Journal { why: "the journal's disk is full".to_owned() })
+            }
+            Recorded::Yes | Recorded::First => Ok(()),
+        }
+    }
+}
+
+/// The record that ends a period.
+#[derive(Clone, Copy, Debug)]
+struct Seal {
+    period: Period,
+    usn: highwater_journal::Usn,
+}

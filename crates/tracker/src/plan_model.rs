@@ -1,0 +1,542 @@
+//! Attacks the plan: random operations on a small tree, a consumer that reads it while they go on, and a replica that is kept
+//! only from the lines. Whenever everything has been handed out, the replica must equal the tree.
+
+use std::collections::{BTreeMap, HashSet};
+
+use proptest::prelude::*;
+
+use crate::change::{Change, ObjectType, Place};
+use crate::handle::FileHandle;
+use crate::line::{Line, LineKind};
+use crate::plan::{Reading, Told, plan};
+use crate::record::Body;
+use crate::window::Window;
+
+// ---- the tracked tree, and the records that a source makes of it ----
+
+#[derive(Clone, Debug)]
+enum Node {
+    File { content: u64, links: u64 },
+    Directory { mode: u64, entries: BTreeMap<u8, u64>, parent: u64 },
+}
+
+#[derive(Clone, Debug)]
+struct Tree {
+    nodes: BTreeMap<u64, Node>,
+    next: u64,
+    clock: u64,
+    records: Vec<(u64, u64, Body)>,
+    period: u64,
+    mentioned: HashSet<u64>,
+}
+
+const ROOT: u64 = 1;
+
+fn handle(id: u64) -> FileHandle {
+    FileHandle::new(1, &id.to_le_bytes()).unwrap()
+}
+
+impl Tree {
+    fn new() -> Self {
+        let root = Node::Directory { mode: 0, entries: BTreeMap::new(), parent: ROOT };
+        Self {
+            nodes: BTreeMap::from([(ROOT, root)]),
+            next: 2,
+            clock: 0,
+            records: Vec::new(),
+            period: 1,
+            mentioned: HashSet::new(),
+        }
+    }
+
+    fn entries(&self, directory: u64) -> &BTreeMap<u8, u64> {
+        match &self.nodes[&directory] {
+            Node::Directory { entries, .. } => entries,
+            Node::File { .. } => panic!("not a directory"),
+        }
+    }
+
+    fn entries_mut(&mut self, directory: u64) -> &mut BTreeMap<u8, u64> {
+        match self.nodes.get_mut(&directory) {
+            Some(Node::Directory { entries, .. }) => entries,
+            _ => panic!("not a directory"),
+        }
+    }
+
+    fn object_type(&self, id: u64) -> ObjectType {
+        match self.nodes[&id] {
+            Node::File { .. } => ObjectType::File,
+            Node::Directory { .. } => ObjectType::Directory,
+        }
+    }
+
+    fn directories(&self) -> Vec<u64> {
+        self.nodes
+            .iter()
+            .filter(|(_, node)| matches!(node, Node::Directory { .. }))
+            .map(|(id, _)| *id)
+            .collect()
+    }
+
+    fn is_below(&self, mut directory: u64, ancestor: u64) -> bool {
+        loop {
+            if directory == ancestor {
+                return true;
+            }
+            match &self.nodes[&directory] {
+                Node::Directory { parent, .. } if directory != ROOT => directory = *parent,
+                _ => return false,
+            }
+        }
+    }
+
+    fn place(&self, directory: u64, name: u8) -> Place {
+        Place { parent: handle(directory), name: Box::new([name]) }
+    }
+
+    fn places(&self, object: u64) -> Vec<Place> {
+        let in_directory = |directory: u64| {
+            self.entries(directory)
+                .iter()
+                .filter(|(_, id)| **id == object)
+                .map(move |(name, _)| self.place(directory, *name))
+                .collect::<Vec<_>>()
+        };
+        self.directories().into_iter().flat_map(in_directory).collect()
+    }
+
+    fn push(&mut self, body: Body) {
+        let usn = self.records.len() as u64 + 1;
+        self.records.push((usn, self.period, body));
+    }
+
+    /// As the tracker does: a period says where a directory is when it first mentions it.
+    fn mention(&mut self, directory: u64) {
+        if directory == ROOT || !self.nodes.contains_key(&directory) || !self.mentioned.insert(directory) {
+            return;
+        }
+        let Node::Directory { parent, .. } = self.nodes[&directory] else { return };
+        let place = self.places(directory).remove(0);
+        self.mention(parent);
+        self.push(Body::Where { directory: handle(directory), place });
+    }
+
+    fn record(&mut self, directories: &[u64], change: Change, places: Vec<Place>) {
+        directories.iter().for_each(|directory| self.mention(*directory));
+        self.push(Body::Changed { change, places: Some(places) });
+    }
+
+    fn unlink(&mut self, directory: u64, name: u8) {
+        let id = self.entries_mut(directory).remove(&name).unwrap();
+        let gone = match self.nodes.get_mut(&id).unwrap() {
+            Node::File { links, .. } => {
+                *links -= 1;
+                *links == 0
+            }
+            Node::Directory { .. } => true,
+        };
+        if gone {
+            self.nodes.remove(&id);
+        }
+    }
+
+    /// One operation, chosen by numbers; one that cannot be done is none.
+    fn operate(&mut self, op: Operation) {
+        let directories = self.directories();
+        let pick = |number: u8| directories[usize::from(number) % directories.len()];
+        let (directory, other) = (pick(op.directory), pick(op.other));
+        let (name, to) = (op.name % 3 + b'a', op.to % 3 + b'a');
+        let at = self.entries(directory).get(&name).copied();
+        let at_to = self.entries(other).get(&to).copied();
+        self.clock += 1;
+        match (op.kind % 10, at) {
+            (0 | 1, None) => {
+                let id = self.next;
+                self.next += 1;
+                let is_file = op.kind.is_multiple_of(10);
+                let node = if is_file {
+                    Node::File { content: self.clock, links: 1 }
+                } else {
+                    Node::Directory { mode: self.clock, entries: BTreeMap::new(), parent: directory }
+                };
+                self.nodes.insert(id, node);
+                self.entries_mut(directory).insert(name, id);
+                if !is_file {
+                    self.mentioned.insert(id);
+                }
+                let change = Change::Created {
+                    object: handle(id),
+                    object_type: self.object_type(id),
+                    place: self.place(directory, name),
+                };
+                self.record(&[directory], change, vec![]);
+            }
+            (2, Some(id)) => {
+                if matches!(&self.nodes[&id], Node::Directory { entries, .. } if !entries.is_empty()) {
+                    return;
+                }
+                let change = Change::Removed {
+                    object: handle(id),
+                    object_type: self.object_type(id),
+                    place: self.place(directory, name),
+                };
+                self.unlink(directory, name);
+                self.record(&[directory], change, vec![]);
+            }
+            (3..=5, Some(id)) => {
+                let is_directory = self.object_type(id) == ObjectType::Directory;
+                if at_to == Some(id) || is_directory && self.is_below(other, id) {
+                    return;
+                }
+                let replaced = at_to.map(|id| (handle(id), self.object_type(id)));
+                if let Some(target) = at_to {
+                    let empty =
+                        matches!(&self.nodes[&target], Node::Directory { entries, .. } if entries.is_empty());
+                    if is_directory != (self.object_type(target) == ObjectType::Directory)
+                        || is_directory && !empty
+                    {
+                        return;
+                    }
+                    self.unlink(other, to);
+                }
+                self.entries_mut(directory).remove(&name);
+                self.entries_mut(other).insert(to, id);
+                let change = Change::Renamed {
+                    object: handle(id),
+                    object_type: self.object_type(id),
+                    from: self.place(directory, name),
+                    to: self.place(other, to),
+                    replaced,
+                };
+                // As in the tracker, where directories are is asked before and written before the rename.
+                if let Some(Node::Directory { parent, .. }) = self.nodes.get_mut(&id) {
+                    *parent = other;
+                }
+                self.record(&[directory, other], change, vec![]);
+            }
+            (6, Some(id)) => {
+                let Some(target) = at_to.filter(|target| *target != id) else { return };
+                let loops = |below: u64, id: u64| {
+                    self.object_type(id) == ObjectType::Directory && self.is_below(below, id)
+                };
+                if loops(other, id) || loops(directory, target) {
+                    return;
+                }
+                self.entries_mut(directory).insert(name, target);
+                self.entries_mut(other).insert(to, id);
+                for (moved, parent_now) in [(id, other), (target, directory)] {
+                    if let Some(Node::Directory { parent, .. }) = self.nodes.get_mut(&moved) {
+                        *parent = parent_now;
+                    }
+                }
+                let change = Change::Exchanged {
+                    a: (handle(id), self.object_type(id)),
+                    a_place: self.place(directory, name),
+                    b: (handle(target), self.object_type(target)),
+                    b_place: self.place(other, to),
+                };
+                self.record(&[directory, other], change, vec![]);
+            }
+            (7, Some(id)) if at_to.is_none() && self.object_type(id) == ObjectType::File => {
+                if let Some(Node::File { links, .. }) = self.nodes.get_mut(&id) {
+                    *links += 1;
+                }
+                self.entries_mut(other).insert(to, id);
+                let change = Change::Linked {
+                    object: handle(id),
+                    object_type: ObjectType::File,
+                    place: self.place(other, to),
+                };
+                self.record(&[other], change, vec![]);
+            }
+            (8 | 9, Some(id)) => {
+                let places = self.places(id);
+                let parents: Vec<u64> = self
+                    .directories()
+                    .into_iter()
+                    .filter(|d| self.entries(*d).values().any(|entry| *entry == id))
+                    .collect();
+                let clock = self.clock;
+                let object_type = self.object_type(id);
+                let change = match self.nodes.get_mut(&id).unwrap() {
+                    Node::File { content, .. } => {
+                        *content = clock;
+                        Change::Modified { object: handle(id) }
+                    }
+                    Node::Directory { mode, .. } => {
+                        *mode = clock;
+                        Change::Metadata { object: handle(id), object_type }
+                    }
+                };
+                self.record(&parents, change, places);
+            }
+            _ => {}
+        }
+    }
+
+    fn lookup(&self, path: &[u8]) -> Option<u64> {
+        if path == b"." {
+            return Some(ROOT);
+        }
+        path.split(|byte| *byte == b'/').try_fold(ROOT, |directory, name| match &self.nodes[&directory] {
+            Node::Directory { entries, .. } => entries.get(&name[0]).copied(),
+            Node::File { .. } => None,
+        })
+    }
+
+    fn copy(&self, id: u64) -> Copy {
+        match &self.nodes[&id] {
+            Node::File { content, .. } => Copy::File(*content),
+            Node::Directory { mode, entries, .. } => {
+                Copy::Directory(*mode, entries.iter().map(|(name, id)| (*name, self.copy(*id))).collect())
+            }
+        }
+    }
+}
+
+// ---- the consumer ----
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Copy {
+    File(u64),
+    Directory(u64, BTreeMap<u8, Copy>),
+}
+
+impl Copy {
+    fn parent_of(&mut self, path: &[u8], make: bool) -> Option<(&mut BTreeMap<u8, Copy>, u8)> {
+        let mut names: Vec<u8> = path.split(|byte| *byte == b'/').map(|name| name[0]).collect();
+        let last = names.pop()?;
+        let mut here = self;
+        for name in names {
+            let Copy::Directory(_, entries) = here else { return None };
+            here = if make {
+                entries.entry(name).or_insert_with(|| Copy::Directory(u64::MAX, BTreeMap::new()))
+            } else {
+                entries.get_mut(&name)?
+            };
+        }
+        match here {
+            Copy::Directory(_, entries) => Some((entries, last)),
+            Copy::File(_) => None,
+        }
+    }
+
+    fn apply(&mut self, line: &Line, tree: &Tree) {
+        let now = tree.lookup(&line.path).map(|id| tree.copy(id));
+        if line.path == b"." {
+            let Some(Copy::Directory(mode, entries)) = now else { panic!("the root is gone") };
+            match (line.kind, &mut *self) {
+                (LineKind::Rescan, own) => *own = Copy::Directory(mode, entries),
+                (LineKind::Metadata, Copy::Directory(own, _)) => *own = mode,
+                _ => panic!("{line:?}"),
+            }
+            return;
+        }
+        match line.kind {
+            LineKind::Deleted => {
+                if let Some((entries, name)) = self.parent_of(&line.path, false) {
+                    entries.remove(&name);
+                }
+            }
+            LineKind::Renamed => {
+                let from = self
+                    .parent_of(line.from.as_ref().unwrap(), false)
+                    .and_then(|(entries, name)| entries.remove(&name));
+                if let (Some(copy), Some((entries, name))) = (from.or(now), self.parent_of(&line.path, true))
+                {
+                    entries.insert(name, copy);
+                }
+            }
+            LineKind::Created | LineKind::Modified | LineKind::Metadata => {
+                let (Some(copy), Some((entries, name))) = (now, self.parent_of(&line.path, true)) else {
+                    return;
+                };
+                match (copy, entries.get_mut(&name)) {
+                    (Copy::Directory(mode, _), Some(Copy::Directory(own, _)))
+                        if line.kind != LineKind::Created =>
+                    {
+                        *own = mode
+                    }
+                    (Copy::Directory(mode, _), _) => {
+                        entries.insert(name, Copy::Directory(mode, BTreeMap::new()));
+                    }
+                    (file, _) => {
+                        entries.insert(name, file);
+                    }
+                }
+            }
+            LineKind::Rescan => {
+                assert!(line.recursive, "the model has no crash");
+                if let (Some(copy), Some((entries, name))) = (now, self.parent_of(&line.path, true)) {
+                    entries.insert(name, copy);
+                }
+            }
+        }
+    }
+}
+
+/// As in the cursor: the checkpoint, and since when the holder has been reading.
+#[derive(Clone, Copy, Debug)]
+struct Seen {
+    checkpoint: u64,
+    reading_since: u64,
+}
+
+fn answer(tree: &mut Tree, seen: Seen) -> (Vec<Line>, Seen) {
+    let sealed = tree.period;
+    tree.period += 1;
+    tree.mentioned.clear();
+    let mut window = Window::new(&handle(ROOT));
+    for (usn, period, body) in &tree.records {
+        if *period > seen.checkpoint {
+            window.push(*usn, body);
+        }
+    }
+    let reading = || -> Result<Reading, std::convert::Infallible> {
+        if seen.reading_since == 0 {
+            return Ok(Reading::Everything);
+        }
+        let mut earlier = Window::new(&handle(ROOT));
+        let of_period = |from: u64| tree.records.iter().filter(move |(_, period, _)| *period > from);
+        of_period(seen.reading_since)
+            .filter(|(_, period, _)| *period <= seen.checkpoint)
+            .for_each(|(usn, _, body)| earlier.push(*usn, body));
+        let mut told = Told::new(earlier);
+        of_period(seen.checkpoint).for_each(|(usn, _, body)| told.push(*usn, body));
+        Ok(Reading::Told(Box::new(told)))
+    };
+    let plan = plan(&window, reading).unwrap();
+    let reading_since = if plan.lines.iter().any(|line| line.kind == LineKind::Rescan) {
+        0
+    } else if plan.told_again {
+        seen.reading_since
+    } else {
+        seen.checkpoint
+    };
+    (plan.lines, Seen { checkpoint: sealed, reading_since })
+}
+
+fn brief(line: &Line) -> String {
+    let text = |path: &[u8]| String::from_utf8_lossy(path).into_owned();
+    let from = line.from.as_deref().map(|from| format!(" from {}", text(from)));
+    format!("{:?} {:?} {}{}", line.kind, line.object_type, text(&line.path), from.unwrap_or_default())
+}
+
+fn brief_records(tree: &Tree) -> Vec<String> {
+    let id = |handle: &FileHandle| handle.opaque()[0];
+    let at = |place: &Place| format!("{}/{}", id(&place.parent), char::from(place.name[0]));
+    let text = |body: &Body| match body {
+        Body::Where { directory, place } => format!("where {} {}", id(directory), at(place)),
+        Body::Changed { change, places } => match change {
+            Change::Created { object, object_type, place } => {
+                format!("create {object_type:?} {} {}", id(object), at(place))
+            }
+            Change::Linked { object, place, .. } => format!("link {} {}", id(object), at(place)),
+            Change::Removed { object, place, .. } => format!("remove {} {}", id(object), at(place)),
+            Change::Renamed { object, from, to, replaced, .. } => {
+                format!(
+                    "rename {} {} {} {:?}",
+                    id(object),
+                    at(from),
+                    at(to),
+                    replaced.as_ref().map(|r| id(&r.0))
+                )
+            }
+            Change::Exchanged { a, a_place, b, b_place } => {
+                format!("exchange {} {} with {} {}", id(&a.0), at(a_place), id(&b.0), at(b_place))
+            }
+            Change::Modified { object } | Change::Metadata { object, .. } => {
+                format!("modify {} {:?}", id(object), places.iter().flatten().map(at).collect::<Vec<_>>())
+            }
+        },
+        other => format!("{other:?}"),
+    };
+    tree.records.iter().map(|(usn, period, body)| format!("{usn} [{period}] {}", text(body))).collect()
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Operation {
+    kind: u8,
+    directory: u8,
+    name: u8,
+    other: u8,
+    to: u8,
+}
+
+fn operation() -> impl Strategy<Value = Operation> {
+    any::<(u8, u8, u8, u8, u8)>().prop_map(|(kind, directory, name, other, to)| Operation {
+        kind,
+        directory,
+        name,
+        other,
+        to,
+    })
+}
+
+/// Each round: operations, an answer, and operations between the lines that the consumer applies.
+fn rounds() -> impl Strategy<Value = Vec<(Vec<Operation>, Vec<Operation>)>> {
+    let some = |most| prop::collection::vec(operation(), 0..most);
+    prop::collection::vec((some(12), some(12)), 1..8)
+}
+
+fn run(rounds: Vec<(Vec<Operation>, Vec<Operation>)>) -> Result<(), TestCaseError> {
+    let mut tree = Tree::new();
+    let mut replica = tree.copy(ROOT);
+    let mut seen = Seen { checkpoint: 0, reading_since: 0 };
+    let mut history = Vec::new();
+    for (before, during) in rounds {
+        before.into_iter().for_each(|op| tree.operate(op));
+        let (lines, next) = answer(&mut tree, seen);
+        seen = next;
+        let mut during = during.into_iter();
+        let per_line = during.len() / (lines.len() + 1) + 1;
+        for line in &lines {
+            during.by_ref().take(per_line).for_each(|op| tree.operate(op));
+            replica.apply(line, &tree);
+        }
+        during.for_each(|op| tree.operate(op));
+        history.push(lines);
+    }
+    let (lines, next) = answer(&mut tree, seen);
+    lines.iter().for_each(|line| replica.apply(line, &tree));
+    history.push(lines);
+    let told: Vec<Vec<String>> = history.iter().map(|lines| lines.iter().map(brief).collect()).collect();
+    prop_assert_eq!(&replica, &tree.copy(ROOT), "\ntold: {:#?}\nrecords: {:#?}", told, brief_records(&tree));
+    let (lines, _) = answer(&mut tree, next);
+    prop_assert!(lines.is_empty(), "nothing has happened, yet: {:?}", lines);
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 20_000, max_shrink_iters: 20_000, ..ProptestConfig::default() })]
+
+    /// G1: a consumer that reads while writers go on misses nothing.
+    #[test]
+    fn a_replica_kept_from_the_lines_equals_the_tree(rounds in rounds()) {
+        run(rounds)?;
+    }
+
+    /// Every name that existed at any time in the window is reported, as present or as deleted.
+    #[test]
+    fn every_name_is_reported(before in prop::collection::vec(operation(), 0..20), during in prop::collection::vec(operation(), 0..20)) {
+        let mut tree = Tree::new();
+        before.into_iter().for_each(|op| tree.operate(op));
+        let (_, seen) = answer(&mut tree, Seen { checkpoint: 0, reading_since: 0 });
+        let seen = Seen { reading_since: seen.checkpoint, ..seen };
+        let first = tree.records.len();
+        let entries_before = tree.entries(ROOT).clone();
+        during.into_iter().for_each(|op| tree.operate(op));
+        let (lines, _) = answer(&mut tree, seen);
+        for (_, _, body) in &tree.records[first..] {
+            if let Body::Changed { change: Change::Created { object_type: ObjectType::File, place, .. }, .. } = body
+                && place.parent == handle(ROOT)
+                // What is there again at the end as it was at the beginning needs no line.
+                && (tree.entries(ROOT).get(&place.name[0]) != entries_before.get(&place.name[0])
+                    || !entries_before.contains_key(&place.name[0]))
+            {
+                prop_assert!(lines.iter().any(|line| *line.path == *place.name || line.from.as_deref() == Some(&place.name)),
+                    "{:?} is not in {:?}", place, lines);
+            }
+        }
+    }
+}

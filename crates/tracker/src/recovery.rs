@@ -1,0 +1,420 @@
+//! Opening a volume, and what a crash has left.
+//!
+//! At open, the journal is read from the newest stable horizon on; that is as much as was written since, whatever the size of
+//! the tree. If the tracker before this one did not stop cleanly, everything that has an intent since the horizon is told
+//! again, in a new period behind a `Started` record:
+//!
+//! - a covered directory: `rescan`, and `rescan` of the whole subtree for each directory in it that was born since the
+//!   horizon's window began (no birth time: for each);
+//! - a directory that was to be moved: `rescan` of the whole subtree;
+//! - a covered object: by its names.
+//!
+//! What cannot be told this way makes consumers fresh: a damaged journal, records that were lost, a relaxed volume after a
+//! power loss. Where changes may have been made unseen after the tracker ended, a catch-up scan follows (`catch_up`).
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use highwater_journal::{Journal, JournalId, OpenError, Period, Storage, Usn};
+
+use crate::catch_up::CLOCK_SLACK;
+use crate::change::{ObjectType, Place};
+use crate::consumers::Consumers;
+use crate::coverage::{BIRTH_SLACK, now_ns};
+use crate::cursor::CheckpointId;
+use crate::error::{OpenVolumeError, RequestError, with_causes};
+use crate::handle::FileHandle;
+use crate::log::parents;
+use crate::record::Body;
+use crate::source::Source;
+use crate::state_file;
+use crate::tracker::{Config, Durability, Shared, Tracker, VolumeFacts};
+
+/// What [`Tracker::open`] found.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Opening {
+    /// The state was new.
+    pub new: bool,
+    /// The tracker before this one did not stop cleanly.
+    pub crashed: bool,
+    /// Directories and objects that will be handed out again because of that.
+    pub recovered: u64,
+    /// A catch-up scan will begin with [`Tracker::start`].
+    pub catching_up: bool,
+    /// Every consumer is fresh, and why.
+    pub fresh: Option<String>,
+}
+
+/// What the journal says since the stable horizon.
+#[derive(Debug, Default)]
+pub(crate) struct Found {
+    directories: HashSet<FileHandle>,
+    moves: HashSet<FileHandle>,
+    objects: HashMap<FileHandle, Option<Vec<Place>>>,
+    /// Directories born before this are not new; nanoseconds since the epoch.
+    window_began_ns: u64,
+    /// Since when changes may have been made unseen; nanoseconds since the epoch.
+    gap_began_ns: Option<u64>,
+    crashed: bool,
+    lost: Option<String>,
+}
+
+/// What the scan of the journal adds to it.
+#[derive(Debug)]
+struct Scan {
+    found: Found,
+    stable: CheckpointId,
+    stopped: bool,
+    boot_id: Option<String>,
+    last_time_ns: u64,
+}
+
+/// The state file that says what the volume is.
+const FILE: &str = "volume";
+
+impl<S: Storage> Tracker<S> {
+    /// Opens the state, or makes it if it is empty. Nothing is tracked until [`Tracker::start`].
+    ///
+    /// # Errors
+    /// [`OpenVolumeError`]. A damaged journal is no error: a new one takes its place, and every consumer becomes fresh.
+    pub fn open(
+        storage: S,
+        facts: VolumeFacts,
+        config: Config,
+    ) -> Result<(Arc<Self>, Opening), OpenVolumeError> {
+        let storage = Arc::new(storage);
+        let failed = |doing| move |source| OpenVolumeError::Io { doing, source };
+        let volume = match state_file::read(&storage, FILE) {
+            Ok(volume) => volume.map(Volume::decode),
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => Some(None),
+            Err(error) => return Err(failed("read the state")(error)),
+        };
+        let consumers = match Consumers::read(&storage) {
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => None,
+            read => Some(read.map_err(failed("read the consumers"))?),
+        };
+        let mut damage = consumers.is_none().then(|| "the list of consumers is damaged".to_owned());
+        let mut opened = None;
+        if let Some(Some(volume)) = &volume {
+            if volume.root != facts.root {
+                return Err(OpenVolumeError::OtherVolume { directory: volume.directory.clone() });
+            }
+            match Journal::open(Arc::clone(&storage), config.journal.clone()) {
+                Ok(journal) => opened = Some(journal),
+                Err(source @ OpenError::NewerFormat { .. }) => {
+                    return Err(OpenVolumeError::NewerFormat { source });
+                }
+                Err(error @ (OpenError::Damaged(_) | OpenError::Missing)) => {
+                    damage = Some(with_causes(&error))
+                }
+                Err(source) => return Err(OpenVolumeError::Journal { source }),
+            }
+        } else if volume.is_some() {
+            damage = Some("the state file volume is damaged".to_owned());
+        }
+        if damage.is_some() && consumers.is_none() {
+            // Nobody knows any more what was acked: the journal cannot be gone on with.
+            opened = None;
+        }
+        let is_new = volume.is_none();
+        let fsid = match &volume {
+            Some(Some(volume)) => volume.fsid.clone(),
+            _ => new_fsid().map_err(failed("get random numbers"))?,
+        };
+        let (journal, scan) = match opened {
+            Some((journal, recovered)) => {
+                let scan = scan(&journal, recovered.last_period.unwrap_or(Period(0)));
+                (journal, scan)
+            }
+            None => {
+                Journal::discard(&storage).map_err(failed("remove the remains of a journal"))?;
+                let id = JournalId(random().map_err(failed("get random numbers"))?);
+                let journal = Journal::create(Arc::clone(&storage), id, config.journal.clone())
+                    .map_err(|source| OpenVolumeError::Journal { source })?;
+                (journal, Scan::of_new_journal())
+            }
+        };
+        let volume =
+            Volume { fsid: fsid.clone(), root: facts.root.clone(), directory: facts.directory.clone() };
+        state_file::write(&storage, FILE, volume.encode()).map_err(failed("store the state"))?;
+
+        let last_period = journal.last_period();
+        let Scan { mut found, stable, stopped, boot_id, last_time_ns } = scan;
+        let is_journal_new = boot_id.is_none();
+        found.crashed = !stopped && !is_journal_new;
+        let same_boot = boot_id.as_deref() == Some(facts.boot_id.as_str());
+        if found.crashed && !same_boot && config.durability == Durability::Relaxed {
+            found
+                .lost
+                .get_or_insert_with(|| "a relaxed volume was not stopped before the system was".to_owned());
+        }
+        if !is_journal_new && !facts.unbroken {
+            if now_ns() + slack_ns(CLOCK_SLACK) < last_time_ns {
+                found
+                    .lost
+                    .get_or_insert_with(|| "the clock went back while the volume was not tracked".to_owned());
+            }
+            found.gap_began_ns = Some(last_time_ns);
+        }
+        if !found.crashed {
+            found.directories.clear();
+            found.moves.clear();
+            found.objects.clear();
+        }
+        let opening = Opening {
+            new: is_new,
+            crashed: found.crashed,
+            recovered: (found.directories.len() + found.moves.len() + found.objects.len()) as u64,
+            catching_up: found.gap_began_ns.is_some() && found.lost.is_none(),
+            fresh: damage.or_else(|| found.lost.clone()),
+        };
+        let facts_through = if found.crashed { stable } else { CheckpointId(last_period.0) };
+        let period = Period(last_period.0 + 1);
+        let started =
+            Body::Started { stable: facts_through, time_ns: now_ns(), boot_id: facts.boot_id.clone() };
+        let (kind, payload) = started.encode();
+        let appended =
+            journal.append(kind, period, &payload).map_err(|error| io::Error::other(with_causes(&error)));
+        let usn = appended.map_err(failed("write to the journal"))?;
+        journal
+            .sync(usn)
+            .map_err(|error| failed("write to the journal")(io::Error::other(with_causes(&error))))?;
+        let consumers = consumers.unwrap_or_default();
+        let shared = Shared::new(config, facts, fsid, journal, period, stable, consumers, found);
+        Ok((Arc::new(Self { shared: Arc::new(shared) }), opening))
+    }
+}
+
+impl Scan {
+    fn of_new_journal() -> Self {
+        Self {
+            found: Found { window_began_ns: now_ns(), ..Found::default() },
+            stable: CheckpointId(0),
+            stopped: true,
+            boot_id: None,
+            last_time_ns: 0,
+        }
+    }
+}
+
+/// Reads the journal from the stable horizon on.
+fn scan<S: Storage>(journal: &Journal<Arc<S>>, last_period: Period) -> Scan {
+    let mut scan = Scan {
+        found: Found::default(),
+        stable: CheckpointId(0),
+        stopped: false,
+        boot_id: Some(String::new()),
+        last_time_ns: 0,
+    };
+    let mut intents: Vec<(Usn, Body)> = Vec::new();
+    let mut from = Usn(0);
+    let mut first_started_ns = None;
+    for record in journal.records(horizon(journal)) {
+        let decoded = record.map_err(|error| with_causes(&error)).and_then(|record| {
+            let body = Body::decode(record.kind, &record.payload).map_err(|error| error.to_string())?;
+            Ok((record.usn, body))
+        });
+        let (usn, body) = match decoded {
+            Ok(record) => record,
+            Err(reason) => {
+                scan.found.lost = Some(reason);
+                break;
+            }
+        };
+        scan.stopped = matches!(body, Body::Stopped { .. });
+        match body {
+            Body::IntentDirectory { .. } | Body::IntentObject { .. } | Body::IntentMove { .. } => {
+                intents.push((usn, body))
+            }
+            Body::Seal { time_ns } | Body::Stopped { time_ns } => {
+                scan.last_time_ns = scan.last_time_ns.max(time_ns)
+            }
+            Body::Started { time_ns, boot_id, .. } => {
+                scan.boot_id = Some(boot_id);
+                scan.last_time_ns = scan.last_time_ns.max(time_ns);
+                first_started_ns.get_or_insert(time_ns);
+            }
+            Body::Stable { checkpoint, intents_from, time_ns } => {
+                scan.stable = checkpoint;
+                from = intents_from;
+                scan.found.window_began_ns = time_ns;
+                scan.found.lost = None;
+                scan.last_time_ns = scan.last_time_ns.max(time_ns);
+            }
+            Body::Lost { reason } => scan.found.lost = Some(reason),
+            _ => {}
+        }
+    }
+    if from == Usn(0) {
+        scan.found.window_began_ns = first_started_ns.unwrap_or(0);
+    }
+    for (_, body) in intents.into_iter().filter(|(usn, _)| *usn >= from) {
+        match body {
+            Body::IntentDirectory { directory } => drop(scan.found.directories.insert(directory)),
+            Body::IntentMove { directory } => drop(scan.found.moves.insert(directory)),
+            Body::IntentObject { object, places } => drop(scan.found.objects.insert(object, places)),
+            _ => {}
+        }
+    }
+    tracing::debug!(%last_period, stable = scan.stable.0, stopped = scan.stopped, "read the journal");
+    scan
+}
+
+/// Where to begin to read: at or before the first intent that still counts.
+fn horizon<S: Storage>(journal: &Journal<Arc<S>>) -> Usn {
+    // A damaged or missing file costs time, no more: the horizon is in the journal too.
+    let Ok(Some(lines)) = state_file::read(journal.storage(), crate::horizon::FILE) else {
+        return journal.oldest_usn_kept();
+    };
+    let value = lines.iter().find(|(key, _)| key == "intents-from").map(|(_, value)| value);
+    let usn = value.and_then(|value| std::str::from_utf8(value).ok()?.parse().ok());
+    usn.map_or(journal.oldest_usn_kept(), |usn| Usn(usn).max(journal.oldest_usn_kept()))
+}
+
+impl<S: Storage> Shared<S> {
+    /// Tells what was found at open, and begins the catch-up.
+    pub(crate) fn tell_found(self: &Arc<Self>, found: Found) -> Result<(), RequestError> {
+        if let Some(reason) = found.lost {
+            let recorded = self.log.lock().record_lost(&self.journal, reason);
+            self.after_record(recorded);
+            return Ok(());
+        }
+        if found.crashed {
+            // The period is handed out even if it is empty: the answer must not go past the `Started` record unseen.
+            self.log.lock().is_changed = true;
+            let source = Arc::clone(self.source());
+            self.tell_found_by(&*source, &found)
+                .map_err(|source| RequestError::Source { doing: "recover", source })?;
+        }
+        if let Some(began_ns) = found.gap_began_ns {
+            self.begin_catch_up(began_ns.saturating_sub(slack_ns(CLOCK_SLACK)));
+        }
+        Ok(())
+    }
+
+    fn tell_found_by(&self, source: &dyn Source, found: &Found) -> io::Result<()> {
+        let born_since_ns = found.window_began_ns.saturating_sub(slack_ns(BIRTH_SLACK));
+        for directory in &found.directories {
+            let Some(fd) = source.open_directory(directory)? else { continue };
+            self.tell_rescan(source, directory, false);
+            for entry in rustix::fs::Dir::read_from(&fd)? {
+                let entry = entry?;
+                if let Some(child) = new_directory(source, &fd, &entry, born_since_ns)? {
+                    self.tell_rescan(source, &child, true);
+                }
+            }
+        }
+        for directory in &found.moves {
+            if source.open_directory(directory)?.is_some() {
+                self.tell_rescan(source, directory, true);
+            }
+        }
+        for (object, places) in &found.objects {
+            if source.sample(object)?.is_none() {
+                continue;
+            }
+            let near = parents(places.as_deref().unwrap_or_default());
+            let body = Body::Recovered {
+                object: object.clone(),
+                object_type: ObjectType::File,
+                places: places.clone(),
+            };
+            let recorded = self.log.lock().record_found(&self.journal, source, &near, &body);
+            self.after_record(recorded);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn tell_rescan(&self, source: &dyn Source, directory: &FileHandle, recursive: bool) {
+        let body = Body::Rescan { directory: directory.clone(), recursive };
+        let recorded = self.log.lock().record_found(&self.journal, source, &[directory], &body);
+        self.after_record(recorded);
+    }
+}
+
+/// The handle of an entry, if it is a directory that was born since then, or may have been.
+fn new_directory(
+    source: &dyn Source,
+    directory: &OwnedFd,
+    entry: &rustix::fs::DirEntry,
+    born_since_ns: u64,
+) -> io::Result<Option<FileHandle>> {
+    use rustix::fs::{AtFlags, FileType, StatxFlags};
+    let name = entry.file_name();
+    let maybe = matches!(entry.file_type(), FileType::Directory | FileType::Unknown);
+    if !maybe || name == c"." || name == c".." {
+        return Ok(None);
+    }
+    let flags = AtFlags::SYMLINK_NOFOLLOW;
+    let statx = match rustix::fs::statx(directory, name, flags, StatxFlags::TYPE | StatxFlags::BTIME) {
+        Err(rustix::io::Errno::NOENT) => return Ok(None),
+        statx => statx?,
+    };
+    let has_birth_time = statx.stx_mask & StatxFlags::BTIME.bits() != 0;
+    let born_ns = timestamp_ns(statx.stx_btime.tv_sec, statx.stx_btime.tv_nsec);
+    if has_birth_time && born_ns < i128::from(born_since_ns) {
+        return Ok(None);
+    }
+    let found = source.handle_at(directory, name.to_bytes())?;
+    Ok(found.filter(|(_, object_type)| *object_type == ObjectType::Directory).map(|(handle, _)| handle))
+}
+
+/// Nanoseconds since the epoch.
+pub(crate) fn timestamp_ns(seconds: i64, nanoseconds: u32) -> i128 {
+    i128::from(seconds) * 1_000_000_000 + i128::from(nanoseconds)
+}
+
+pub(crate) fn slack_ns(slack: Duration) -> u64 {
+    u64::try_from(slack.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// What the state directory is of.
+#[derive(Clone, Debug)]
+struct Volume {
+    fsid: String,
+    root: FileHandle,
+    directory: PathBuf,
+}
+
+impl Volume {
+    fn encode(&self) -> [(&'static str, Vec<u8>); 3] {
+        [
+            ("fsid", self.fsid.clone().into_bytes()),
+            ("root", self.root.as_bytes().to_vec()),
+            ("directory", self.directory.as_os_str().as_bytes().to_vec()),
+        ]
+    }
+
+    fn decode(lines: Vec<(String, Vec<u8>)>) -> Option<Self> {
+        let value = |key: &str| lines.iter().find(|(name, _)| name == key).map(|(_, value)| value.clone());
+        Some(Self {
+            fsid: String::from_utf8(value("fsid")?).ok()?,
+            root: FileHandle::from_bytes(&value("root")?)?,
+            directory: PathBuf::from(std::ffi::OsStr::from_bytes(&value("directory")?)),
+        })
+    }
+}
+
+fn random() -> io::Result<[u8; 16]> {
+    let mut bytes = [0; 16];
+    let mut filled = 0;
+    while filled < bytes.len() {
+        filled += rustix::rand::getrandom(&mut bytes[filled..], rustix::rand::GetRandomFlags::empty())?;
+    }
+    Ok(bytes)
+}
+
+/// A random UUID (version 4, RFC 9562).
+fn new_fsid() -> io::Result<String> {
+    let mut bytes = random()?;
+    bytes[6] = bytes[6] & 0x0f | 0x40;
+    bytes[8] = bytes[8] & 0x3f | 0x80;
+    let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    Ok([&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]].join("-"))
+}

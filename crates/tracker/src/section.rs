@@ -1,0 +1,190 @@
+//! A write section: the span of one modifying operation.
+//!
+//! The order is the protocol: enter; make sure of the intents; do the operation; record it; tell the caller; leave. Why that
+//! is enough is argued in docs/protocol.md.
+
+use std::cell::OnceCell;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use highwater_barrier::OwnedSection;
+use highwater_journal::{AppendError, Directory, Period, Storage, Usn};
+
+use crate::change::{Change, Intent, ObjectType, Sample, WriterMode};
+use crate::error::SectionError;
+use crate::handle::FileHandle;
+use crate::log::Recorded;
+use crate::record::Body;
+use crate::tracker::{Durability, OnFull, Shared};
+
+/// A write section. Left when it is dropped, on any thread.
+///
+/// A checkpoint that has begun waits until it is left, and no later operation waits for that checkpoint.
+#[must_use = "the section is left when it is dropped"]
+pub struct Section<S: Storage = Directory> {
+    // Left in this order: a checkpoint that waits for tails must find this section's tail inside the section.
+    tail: OnceCell<OwnedSection>,
+    _section: OwnedSection,
+    shared: Arc<Shared<S>>,
+}
+
+impl<S: Storage> Section<S> {
+    pub(crate) fn enter(shared: &Arc<Shared<S>>) -> Self {
+        Self { tail: OnceCell::new(), _section: shared.sections.enter_owned(), shared: Arc::clone(shared) }
+    }
+
+    /// Returns when a crash cannot hide what is about to change.
+    ///
+    /// Strict: waits until the intents are on stable storage, if they are not yet. Relaxed: until the kernel has them.
+    ///
+    /// # Errors
+    /// The operation must not go on. [`SectionError::Full`]; [`SectionError::Failed`].
+    pub fn intend(&self, intents: &[Intent<'_>]) -> Result<(), SectionError> {
+        let shared = &*self.shared;
+        let mut newest = Usn(0);
+        for intent in intents {
+            let covered = {
+                let coverage = shared.coverage.lock();
+                match intent {
+                    Intent::Directory(object) | Intent::Object(object) => coverage.of(object),
+                    Intent::Move(directory) => coverage.of_move(directory),
+                }
+            };
+            let usn = match covered {
+                Some(usn) => usn,
+                None => match shared.append_intent(intent) {
+                    Ok(usn) => usn,
+                    Err(error) => return shared.without_intent(&error),
+                },
+            };
+            newest = newest.max(usn);
+        }
+        shared.land(newest)
+    }
+
+    /// Records what has happened, before the caller is told. `names` updates the source's name table, as one step with it.
+    ///
+    /// Cannot fail: a record that does not fit makes consumers fresh.
+    pub fn record(&self, change: Change, names: impl FnOnce()) {
+        let shared = &*self.shared;
+        // Before the record lock: a checkpoint that changes the period after this record waits for this tail.
+        self.tail.get_or_init(|| shared.tails.enter_owned());
+        let mut log = shared.log.lock();
+        names();
+        match &change {
+            Change::Created { object, object_type: ObjectType::Directory, place } => {
+                shared.coverage.lock().inherit(object, &place.parent);
+            }
+            Change::Removed { object, object_type: ObjectType::Directory, .. } => {
+                shared.coverage.lock().forget(object)
+            }
+            _ => {}
+        }
+        let recorded = log.record(&shared.journal, &**shared.source(), change);
+        let is_large = log.is_large();
+        drop(log);
+        shared.after_record(recorded);
+        if is_large {
+            shared.request_horizon();
+        }
+    }
+
+    /// The object has been opened for writing and can change unseen from now on. `sample`: its attributes before that.
+    ///
+    /// Its intent must have been made sure of in this section.
+    pub fn opened(&self, object: &FileHandle, mode: WriterMode, sample: Sample) {
+        let distinct = self.shared.source().timestamps_are_distinct();
+        self.shared.writers.lock().opened(object, mode, sample, distinct);
+    }
+
+    /// One open of the object for writing is about to go. `sample` gives its attributes now (`None`: it is gone); it is asked
+    /// only if they matter.
+    pub fn closed(&self, object: &FileHandle, sample: impl FnOnce() -> Option<Sample>) {
+        let is_told = self.shared.log.lock().tells_data(object);
+        let sample = if is_told { None } else { sample() };
+        let changed = self.shared.writers.lock().closed(object, sample);
+        if changed {
+            self.record(Change::Modified { object: object.clone() }, || {});
+        }
+    }
+}
+
+impl<S: Storage> Shared<S> {
+    /// Appends an intent and covers the object with it.
+    pub(crate) fn append_intent(&self, intent: &Intent<'_>) -> Result<Usn, AppendError> {
+        let body = match *intent {
+            Intent::Directory(directory) => Body::IntentDirectory { directory: directory.clone() },
+            Intent::Move(directory) => Body::IntentMove { directory: directory.clone() },
+            Intent::Object(object) => {
+                let log = self.log.lock();
+                let places = self.source().places(object);
+                drop(log);
+                Body::IntentObject { object: object.clone(), places }
+            }
+        };
+        let (kind, payload) = body.encode();
+        // An intent belongs to no batch; the period in its record only tells when it was made.
+        let period = Period(self.checkpoints.sealed().0 + 1);
+        // The lock of the coverage is held over the append: when the horizon begins a new window under it, every intent of
+        // the old one has a smaller USN.
+        let mut coverage = self.coverage.lock();
+        let usn = self.journal.append(kind, period, &payload)?;
+        match intent {
+            Intent::Directory(object) | Intent::Object(object) => coverage.cover(object, usn),
+            Intent::Move(directory) => coverage.cover_move(directory, usn),
+        }
+        // ORDERING: a hint for the horizon, which reads it under the lock of the coverage.
+        self.is_unstable.store(true, Ordering::Relaxed);
+        Ok(usn)
+    }
+
+    /// Waits for an intent as the durability asks for.
+    fn land(&self, usn: Usn) -> Result<(), SectionError> {
+        let landed = match self.config.durability {
+            Durability::Strict if self.journal.durable_usn() >= usn => return Ok(()),
+            Durability::Relaxed if self.journal.written_usn() >= usn => return Ok(()),
+            Durability::Strict => self.journal.sync(usn),
+            Durability::Relaxed => self.journal.write_through(usn),
+        };
+        // ORDERING: a counter for `status`.
+        self.waits.fetch_add(1, Ordering::Relaxed);
+        landed.map_err(|error| {
+            self.fail(&error);
+            SectionError::Failed
+        })
+    }
+
+    /// There is no intent because the journal does not take one.
+    fn without_intent(&self, error: &AppendError) -> Result<(), SectionError> {
+        match (error, self.config.on_full) {
+            (AppendError::Full { .. }, OnFull::Fail) => Err(SectionError::Full),
+            (AppendError::Full { .. }, OnFull::Overflow) => {
+                // The record that says so takes the place of all intents: after a crash everything is fresh.
+                let recorded = {
+                    let mut log = self.log.lock();
+                    if log.overflowing {
+                        Recorded::Lost
+                    } else {
+                        log.record_lost(&self.journal, FULL.to_owned())
+                    }
+                };
+                let durable = match recorded {
+                    Recorded::Overflow(usn) => self.journal.sync(usn),
+                    _ => self.journal.sync(Usn(self.journal.next_usn().0 - 1)),
+                };
+                self.after_record(recorded);
+                if self.log.lock().failed.is_some() || durable.is_err() {
+                    Err(SectionError::Failed)
+                } else {
+                    Ok(())
+                }
+            }
+            _ => {
+                self.fail(error);
+                Err(SectionError::Failed)
+            }
+        }
+    }
+}
+
+const FULL: &str = "the journal's disk was full";
