@@ -1,0 +1,391 @@
+//! The covered tree: what lies below the mount, reached past it.
+//!
+//! As root it is a private, detached clone of the directory's mount, made before the stacked mount covers it: no mount made
+//! later and no mount point inside the tree is entered through it, and `..` ends at its root.
+//!
+//! Invariant: nothing in here ever goes through the stacked mount.
+
+use std::ffi::CStr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use highwater_tracker::{FileHandle, HANDLE_BYTES_MAX, ObjectType, Sample};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, StatVfs, Statx, StatxFlags};
+use rustix::io::Errno;
+use rustix::mount::OpenTreeFlags;
+
+use crate::wire::device::{last_errno, owned};
+
+/// Why the tracked directory cannot be taken.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CoveredError {
+    /// It cannot be opened.
+    #[error("cannot open {directory}")]
+    Open {
+        /// Which directory.
+        directory: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// It is not a directory.
+    #[error("{directory} is not a directory")]
+    NotADirectory {
+        /// What it is not.
+        directory: PathBuf,
+    },
+    /// It is the root of a mount that a tracker left behind; see [`clean_dead_mount`](crate::clean_dead_mount).
+    #[error("{directory} is covered by the mount of a tracker that is gone")]
+    DeadMount {
+        /// Which directory.
+        directory: PathBuf,
+    },
+    /// `/proc` is not there.
+    #[error("/proc is not mounted, and the stacked source cannot do without it")]
+    NoProc,
+}
+
+/// How objects below are found again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// By file handle: no descriptor is kept per node.
+    Handles,
+    /// By a descriptor kept per node. Handles still identify objects.
+    Descriptors,
+    /// By a descriptor kept per node, and objects are identified by device, inode number and birth time.
+    Synthetic,
+}
+
+/// The tracked directory, opened before anything covers it.
+pub struct Covered {
+    directory: PathBuf,
+    root: OwnedFd,
+    root_handle: FileHandle,
+    root_dev: u64,
+    magic: i64,
+    access: Access,
+    detached: bool,
+    subvolumes: parking_lot::Mutex<Vec<u64>>,
+}
+
+/// An object found below.
+pub(crate) struct Found {
+    pub(crate) handle: FileHandle,
+    pub(crate) stat: Statx,
+    /// Kept unless objects can be opened by their handles.
+    pub(crate) fd: Option<Arc<OwnedFd>>,
+}
+
+/// A descriptor of an object below, `O_PATH` or better.
+pub(crate) enum ObjectFd {
+    Own(OwnedFd),
+    Shared(Arc<OwnedFd>),
+}
+
+impl AsFd for ObjectFd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Own(fd) => fd.as_fd(),
+            Self::Shared(fd) => fd.as_fd(),
+        }
+    }
+}
+
+pub(crate) const STATX_ALL: StatxFlags = StatxFlags::BASIC_STATS.union(StatxFlags::BTIME);
+
+impl Covered {
+    /// Opens the directory, with whatever lies there now, and learns how to find objects in it again.
+    pub fn open(directory: &Path) -> Result<Self, CoveredError> {
+        let failed = |errno: Errno| CoveredError::Open { directory: directory.to_owned(), source: errno.into() };
+        if rustix::fs::stat("/proc/self/fd").is_err() {
+            return Err(CoveredError::NoProc);
+        }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let tree = rustix::mount::open_tree(
+            CWD,
+            directory,
+            OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC,
+        );
+        let open = |result: Result<OwnedFd, Errno>| match result {
+            Err(Errno::NOTDIR) => Err(CoveredError::NotADirectory { directory: directory.to_owned() }),
+            Err(Errno::NOTCONN) => Err(CoveredError::DeadMount { directory: directory.to_owned() }),
+            Err(errno) => Err(failed(errno)),
+            Ok(fd) => Ok(fd),
+        };
+        let (root, detached) = match tree {
+            Ok(tree) => (open(rustix::fs::openat(&tree, c".", flags, Mode::empty()))?, true),
+            Err(Errno::NOTCONN) => return Err(CoveredError::DeadMount { directory: directory.to_owned() }),
+            Err(_) => (open(rustix::fs::open(directory, flags, Mode::empty()))?, false),
+        };
+        let stat = statx_fd(root.as_fd()).map_err(failed)?;
+        let magic = rustix::fs::fstatfs(&root).map_err(failed)?.f_type;
+        let (root_handle, access) = match handle_of(root.as_fd(), c"") {
+            Ok(handle) => match open_by_handle(root.as_fd(), &handle, OFlags::PATH) {
+                Ok(_) => (handle, Access::Handles),
+                Err(_) => (handle, Access::Descriptors),
+            },
+            Err(_) => (synthetic_handle(&stat), Access::Synthetic),
+        };
+        Ok(Self {
+            directory: directory.to_owned(),
+            root,
+            root_handle,
+            root_dev: dev_of(&stat),
+            magic: i64::try_from(magic).unwrap_or_default(),
+            access,
+            detached,
+            subvolumes: parking_lot::Mutex::new(Vec::new()),
+        })
+    }
+
+    /// The handle of the tracked directory.
+    pub fn root_handle(&self) -> &FileHandle {
+        &self.root_handle
+    }
+
+    /// The tracked directory as it was given.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// The magic number of the filesystem, as `statfs(2)` gives it.
+    pub fn magic(&self) -> i64 {
+        self.magic
+    }
+
+    /// The usual name of the filesystem, for messages.
+    pub fn filesystem(&self) -> &'static str {
+        match self.magic {
+            magic::EXT4 => "ext4",
+            magic::XFS => "xfs",
+            magic::BTRFS => "btrfs",
+            magic::TMPFS => "tmpfs",
+            magic::OVERLAYFS => "overlay",
+            magic::FUSE => "fuse",
+            magic::NFS => "nfs",
+            magic::F2FS => "f2fs",
+            magic::ZFS => "zfs",
+            _ => "unknown",
+        }
+    }
+
+    /// How full the filesystem is.
+    pub fn statvfs(&self) -> std::io::Result<StatVfs> {
+        Ok(rustix::fs::fstatvfs(&self.root)?)
+    }
+
+    pub(crate) fn root(&self) -> BorrowedFd<'_> {
+        self.root.as_fd()
+    }
+
+    pub(crate) fn access(&self) -> Access {
+        self.access
+    }
+
+    pub(crate) fn detached(&self) -> bool {
+        self.detached
+    }
+
+    /// Finds an entry of a directory: what it is now, and its attributes. The two belong together as long as the caller keeps
+    /// the directory from changing; the kernel does for LOOKUP, READDIRPLUS and everything that changes a directory.
+    pub(crate) fn find(&self, directory: BorrowedFd<'_>, name: &CStr) -> Result<Found, Errno> {
+        if self.access == Access::Handles {
+            let handle = handle_of(directory, name)?;
+            let stat = rustix::fs::statx(directory, name, AtFlags::SYMLINK_NOFOLLOW, STATX_ALL)?;
+            return Ok(Found { handle, stat, fd: None });
+        }
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        self.found(rustix::fs::openat(directory, name, flags, Mode::empty())?)
+    }
+
+    /// Finds an entry, and keeps a descriptor of it in any case.
+    pub(crate) fn find_open(&self, directory: BorrowedFd<'_>, name: &CStr) -> Result<(Found, Arc<OwnedFd>), Errno> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = Arc::new(rustix::fs::openat(directory, name, flags, Mode::empty())?);
+        let stat = statx_fd(fd.as_fd())?;
+        let handle = self.handle_of_fd(fd.as_fd(), &stat)?;
+        let kept = (self.access != Access::Handles).then(|| Arc::clone(&fd));
+        Ok((Found { handle, stat, fd: kept }, fd))
+    }
+
+    /// What an open descriptor is.
+    pub(crate) fn identify(&self, fd: BorrowedFd<'_>) -> Result<(FileHandle, Statx), Errno> {
+        let stat = statx_fd(fd)?;
+        Ok((self.handle_of_fd(fd, &stat)?, stat))
+    }
+
+    fn found(&self, fd: OwnedFd) -> Result<Found, Errno> {
+        let (handle, stat) = self.identify(fd.as_fd())?;
+        Ok(Found { handle, stat, fd: Some(Arc::new(fd)) })
+    }
+
+    fn handle_of_fd(&self, fd: BorrowedFd<'_>, stat: &Statx) -> Result<FileHandle, Errno> {
+        match self.access {
+            Access::Synthetic => Ok(synthetic_handle(stat)),
+            Access::Handles | Access::Descriptors => handle_of(fd, c""),
+        }
+    }
+
+    /// Opens an object by its handle. `ESTALE` if it does not exist any more.
+    pub(crate) fn open_object(&self, handle: &FileHandle, flags: OFlags) -> Result<OwnedFd, Errno> {
+        match self.access {
+            Access::Handles => open_by_handle(self.root.as_fd(), handle, flags),
+            Access::Descriptors | Access::Synthetic => Err(Errno::STALE),
+        }
+    }
+
+    /// The inode number that the mount shows.
+    ///
+    /// It is the one below, but in a btrfs subvolume inside the tree: there the numbers begin anew, and the mount shows one
+    /// device only, so that two objects would look like hard links of one. The subvolume's index goes into the upper bits.
+    pub(crate) fn inode_number(&self, stat: &Statx) -> u64 {
+        let dev = dev_of(stat);
+        if dev == self.root_dev {
+            return stat.stx_ino;
+        }
+        let mut subvolumes = self.subvolumes.lock();
+        let index = subvolumes.iter().position(|known| *known == dev).unwrap_or_else(|| {
+            subvolumes.push(dev);
+            subvolumes.len() - 1
+        });
+        stat.stx_ino ^ ((index as u64 + 1) << 48)
+    }
+
+    /// Whether two attributes are of the same filesystem tree as the root (false: a btrfs subvolume inside).
+    pub(crate) fn same_device(&self, stat: &Statx) -> bool {
+        dev_of(stat) == self.root_dev
+    }
+}
+
+pub(crate) mod magic {
+    //! Magic numbers of filesystems, from `linux/magic.h`.
+    pub(crate) const EXT4: i64 = 0xef53;
+    pub(crate) const XFS: i64 = 0x5846_5342;
+    pub(crate) const BTRFS: i64 = 0x9123_683e;
+    pub(crate) const TMPFS: i64 = 0x0102_1994;
+    pub(crate) const OVERLAYFS: i64 = 0x794c_7630;
+    pub(crate) const FUSE: i64 = 0x6573_5546;
+    pub(crate) const NFS: i64 = 0x6969;
+    pub(crate) const F2FS: i64 = 0xf2f5_2010;
+    pub(crate) const ZFS: i64 = 0x2fc1_2fc1;
+}
+
+pub(crate) fn statx_fd(fd: BorrowedFd<'_>) -> Result<Statx, Errno> {
+    rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH, STATX_ALL)
+}
+
+pub(crate) fn object_type(stat: &Statx) -> ObjectType {
+    match FileType::from_raw_mode(stat.stx_mode.into()) {
+        FileType::RegularFile => ObjectType::File,
+        FileType::Directory => ObjectType::Directory,
+        FileType::Symlink => ObjectType::Symlink,
+        _ => ObjectType::Other,
+    }
+}
+
+pub(crate) fn sample(stat: &Statx) -> Sample {
+    let ns = |time: rustix::fs::StatxTimestamp| i128::from(time.tv_sec) * 1_000_000_000 + i128::from(time.tv_nsec);
+    Sample { mtime_ns: ns(stat.stx_mtime), ctime_ns: ns(stat.stx_ctime), size: stat.stx_size }
+}
+
+/// The path by which a descriptor can be opened again, or used by calls that take no `O_PATH` descriptor.
+pub(crate) fn proc_path(fd: BorrowedFd<'_>) -> ProcPath {
+    let mut path = ProcPath([0; 32]);
+    let mut digits = [0u8; 10];
+    let mut n = fd.as_raw_fd().unsigned_abs();
+    let mut at = digits.len();
+    loop {
+        at -= 1;
+        digits[at] = b'0' + u8::try_from(n % 10).unwrap_or_default();
+        n /= 10;
+        if n == 0 {
+            break;
+        }
+    }
+    const PREFIX: &[u8] = b"/proc/self/fd/";
+    path.0[..PREFIX.len()].copy_from_slice(PREFIX);
+    path.0[PREFIX.len()..PREFIX.len() + digits.len() - at].copy_from_slice(&digits[at..]);
+    path
+}
+
+/// See [`proc_path`].
+pub(crate) struct ProcPath([u8; 32]);
+
+impl ProcPath {
+    pub(crate) fn as_c_str(&self) -> &CStr {
+        CStr::from_bytes_until_nul(&self.0).unwrap_or_default()
+    }
+}
+
+fn dev_of(stat: &Statx) -> u64 {
+    (u64::from(stat.stx_dev_major) << 32) | u64::from(stat.stx_dev_minor)
+}
+
+#[repr(C, align(8))]
+struct RawHandle {
+    len: u32,
+    handle_type: i32,
+    bytes: [u8; HANDLE_BYTES_MAX],
+}
+
+/// `name_to_handle_at(2)`; an empty name means the descriptor itself.
+pub(crate) fn handle_of(at: BorrowedFd<'_>, name: &CStr) -> Result<FileHandle, Errno> {
+    let mut raw = RawHandle { len: 128, handle_type: 0, bytes: [0; HANDLE_BYTES_MAX] };
+    let mut mount_id = 0i32;
+    let flags = if name.is_empty() { libc::AT_EMPTY_PATH } else { 0 };
+    // SAFETY: `raw` has the kernel's layout with room for the 128 bytes that it announces; all pointers outlive the call.
+    let r = unsafe {
+        libc::syscall(
+            libc::SYS_name_to_handle_at,
+            at.as_raw_fd(),
+            name.as_ptr(),
+            &raw mut raw,
+            &raw mut mount_id,
+            flags,
+        )
+    };
+    if r < 0 {
+        return Err(last_errno());
+    }
+    let opaque = raw.bytes.get(..raw.len as usize).ok_or(Errno::OVERFLOW)?;
+    FileHandle::new(raw.handle_type, opaque).ok_or(Errno::OVERFLOW)
+}
+
+/// `open_by_handle_at(2)`.
+pub(crate) fn open_by_handle(mount: BorrowedFd<'_>, handle: &FileHandle, flags: OFlags) -> Result<OwnedFd, Errno> {
+    let mut raw = RawHandle { len: 0, handle_type: handle.handle_type(), bytes: [0; HANDLE_BYTES_MAX] };
+    let opaque = handle.opaque();
+    raw.len = u32::try_from(opaque.len()).map_err(|_| Errno::INVAL)?;
+    raw.bytes[..opaque.len()].copy_from_slice(opaque);
+    let flags = (flags | OFlags::CLOEXEC).bits().cast_signed();
+    // SAFETY: `raw` has the kernel's layout and outlives the call.
+    let r = unsafe { libc::syscall(libc::SYS_open_by_handle_at, mount.as_raw_fd(), &raw const raw, flags) };
+    owned(i32::try_from(r).unwrap_or(-1))
+}
+
+/// An identity for filesystems without handles: as good as inode numbers and birth times are.
+fn synthetic_handle(stat: &Statx) -> FileHandle {
+    const TYPE: i32 = 0x4857;
+    let mut opaque = Vec::with_capacity(28);
+    opaque.extend_from_slice(&dev_of(stat).to_le_bytes());
+    opaque.extend_from_slice(&stat.stx_ino.to_le_bytes());
+    opaque.extend_from_slice(&stat.stx_btime.tv_sec.to_le_bytes());
+    opaque.extend_from_slice(&stat.stx_btime.tv_nsec.to_le_bytes());
+    FileHandle::new(TYPE, &opaque).expect("28 bytes are a short handle")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_path_of_a_descriptor_is_spelled_right() {
+        for raw in [0, 7, 10, 4096, 1_048_575] {
+            // SAFETY: only the number is looked at, no call is made on it.
+            let fd = unsafe { BorrowedFd::borrow_raw(raw) };
+            assert_eq!(proc_path(fd).as_c_str().to_str().unwrap(), format!("/proc/self/fd/{raw}"));
+        }
+    }
+}

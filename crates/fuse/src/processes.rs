@@ -1,0 +1,159 @@
+//! What other processes have open and mapped, as `/proc` tells.
+//!
+//! Invariant: what cannot be found out is taken for the worse.
+
+use std::collections::HashSet;
+use std::ffi::OsStr;
+use std::io::ErrorKind;
+use std::path::PathBuf;
+
+/// A device number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Device {
+    pub(crate) major: u32,
+    pub(crate) minor: u32,
+}
+
+/// The inode numbers of one device that are mapped shared.
+pub(crate) enum Mapping {
+    Known(HashSet<u64>),
+    /// Some process could not be looked into.
+    Unknown,
+}
+
+/// A process that uses a mount.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holder {
+    /// Its number.
+    pub pid: u32,
+    /// The name of its command.
+    pub command: String,
+    /// What it uses: a path, as the process has it.
+    pub path: PathBuf,
+}
+
+/// How often the list of processes is read again because it grew meanwhile.
+const ROUNDS_MAX: usize = 8;
+
+pub(crate) fn pids() -> Vec<u32> {
+    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
+    entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect()
+}
+
+/// Looks for shared mappings of a device in all processes.
+///
+/// A process may hand its mappings to a child and end while we look; the child's number is new, so the list is read again
+/// until it has no process that was not looked into.
+pub(crate) fn shared_mappings(device: Device) -> Mapping {
+    let mut seen = HashSet::new();
+    let mut inodes = HashSet::new();
+    for _ in 0..ROUNDS_MAX {
+        let new: Vec<u32> = pids().into_iter().filter(|pid| !seen.contains(pid)).collect();
+        if new.is_empty() {
+            return Mapping::Known(inodes);
+        }
+        for pid in new {
+            seen.insert(pid);
+            match std::fs::read_to_string(format!("/proc/{pid}/maps")) {
+                Ok(maps) => inodes.extend(maps.lines().filter_map(|line| shared_inode(line, device))),
+                Err(error) if gone(&error) => {}
+                Err(error) if error.kind() == ErrorKind::InvalidData => match std::fs::read(format!("/proc/{pid}/maps")) {
+                    Ok(maps) => inodes
+                        .extend(String::from_utf8_lossy(&maps).lines().filter_map(|line| shared_inode(line, device))),
+                    Err(error) if gone(&error) => {}
+                    Err(_) => return Mapping::Unknown,
+                },
+                Err(_) => return Mapping::Unknown,
+            }
+        }
+    }
+    Mapping::Unknown
+}
+
+fn gone(error: &std::io::Error) -> bool {
+    error.kind() == ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH)
+}
+
+/// The inode number of a line of `/proc/*/maps`, if it is a shared mapping of the device.
+fn shared_inode(line: &str, device: Device) -> Option<u64> {
+    let (_, permissions, _, dev, inode, _) = fields(line)?;
+    (permissions.ends_with('s') && dev == device).then_some(inode)
+}
+
+/// `start-end perms offset dev inode path`.
+fn fields(line: &str) -> Option<(&str, &str, &str, Device, u64, &str)> {
+    let mut rest = line;
+    let mut next = || {
+        rest = rest.trim_start_matches(' ');
+        let (field, after) = rest.split_once(' ').unwrap_or((rest, ""));
+        rest = after;
+        field
+    };
+    let (range, permissions, offset) = (next(), next(), next());
+    let (major, minor) = next().split_once(':')?;
+    let device =
+        Device { major: u32::from_str_radix(major, 16).ok()?, minor: u32::from_str_radix(minor, 16).ok()? };
+    let inode = next().parse().ok()?;
+    Some((range, permissions, offset, device, inode, rest.trim_start()))
+}
+
+/// The processes that use a mount, one entry for each: by a descriptor (by the mount's number), their working or root directory,
+/// or a mapping.
+pub(crate) fn holders(mount_id: u64, device: Device) -> Vec<Holder> {
+    let me = std::process::id();
+    pids().into_iter().filter(|pid| *pid != me).filter_map(|pid| holder(pid, mount_id, device)).collect()
+}
+
+fn holder(pid: u32, mount_id: u64, device: Device) -> Option<Holder> {
+    let base = PathBuf::from(format!("/proc/{pid}"));
+    let command = || {
+        let name = std::fs::read_to_string(base.join("comm")).unwrap_or_default();
+        name.trim_end().to_owned()
+    };
+    let holds = |path: PathBuf| Some(Holder { pid, command: command(), path });
+    for link in ["cwd", "root", "exe"] {
+        let link = base.join(link);
+        if on_device(&link, device) {
+            return holds(std::fs::read_link(&link).unwrap_or_default());
+        }
+    }
+    for entry in std::fs::read_dir(base.join("fd")).into_iter().flatten().flatten() {
+        if mount_of(pid, &entry.file_name()) == Some(mount_id) {
+            return holds(std::fs::read_link(entry.path()).unwrap_or_default());
+        }
+    }
+    let maps = std::fs::read(base.join("maps")).ok()?;
+    let maps = String::from_utf8_lossy(&maps);
+    let path = maps.lines().filter_map(fields).find(|line| line.3 == device)?.5;
+    holds(PathBuf::from(path))
+}
+
+fn on_device(path: &std::path::Path, device: Device) -> bool {
+    let flags = rustix::fs::AtFlags::NO_AUTOMOUNT;
+    rustix::fs::statx(rustix::fs::CWD, path, flags, rustix::fs::StatxFlags::TYPE)
+        .is_ok_and(|stat| (stat.stx_dev_major, stat.stx_dev_minor) == (device.major, device.minor))
+}
+
+/// The number of the mount that a descriptor of a process is on.
+pub(crate) fn mount_of(pid: u32, fd: &OsStr) -> Option<u64> {
+    let path = PathBuf::from(format!("/proc/{pid}/fdinfo")).join(fd);
+    let info = std::fs::read_to_string(path).ok()?;
+    info.lines().find_map(|line| line.strip_prefix("mnt_id:")).and_then(|id| id.trim().parse().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shared_mapping_is_told_from_a_private_one() {
+        let device = Device { major: 0, minor: 0x3a };
+        let shared = "7f0-7f1 rw-s 00000000 00:3a 1234                       /mnt/a b (deleted)";
+        let private = "7f0-7f1 rw-p 00000000 00:3a 1234                       /mnt/a";
+        assert_eq!(shared_inode(shared, device), Some(1234));
+        assert_eq!(shared_inode(private, device), None);
+        assert_eq!(shared_inode(shared, Device { major: 8, minor: 1 }), None);
+        assert_eq!(fields(shared).unwrap().5, "/mnt/a b (deleted)");
+        assert_eq!(shared_inode("7f0-7f1 rw-s 00000000 00:3a 7", device), Some(7));
+    }
+}

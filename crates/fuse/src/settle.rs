@@ -1,0 +1,88 @@
+//! Waiting until the kernel shows what has been answered.
+//!
+//! A write section ends after its answer has been written to the device. The write wakes the thread that asked, and that
+//! thread, not ours, then updates what the kernel has cached: it drops the dentry of an unlinked name, puts the new mode into
+//! the inode, drops cached pages behind a truncation. A reader that comes in between sees the old state, although the section
+//! has ended and a barrier has let a checkpoint pass. So a checkpoint settles what was touched:
+//!
+//! - *Directories.* The asking thread holds the directory's lock exclusively from before it asks until all of its updates are
+//!   done: the dentries, and the invalidation of the attributes of the directory and of the object. So whoever gets that lock
+//!   after the answer was sent finds them done. `FUSE_NOTIFY_INVAL_ENTRY` takes it and gives it back. A rename holds the locks
+//!   of both directories to its end; both are passed.
+//! - *Attributes.* `FUSE_NOTIFY_INVAL_INODE` drops cached attributes and ACLs, so that a reader asks us. If the asking thread
+//!   stores the attributes of its answer after that, these are the new ones; and a change of the same object that is made later
+//!   waits for that thread, which holds the inode's lock.
+//! - *Pages.* The same notification drops the cached pages where an operation changes data other than through them
+//!   (truncation, fallocate, copy). Pages of a write through the cache are new before we are asked.
+//!
+//! An operation is put into the set before its answer is sent, and the set is taken after the barrier: so whatever the barrier
+//! waited for is in this set, or was in that of an earlier checkpoint, which settled it.
+//!
+//! Invariant: never called by a worker: the passes wait for operations that workers have to serve.
+
+use std::collections::{HashMap, HashSet};
+
+use parking_lot::Mutex;
+use rustix::io::Errno;
+
+use crate::filesystem::Filesystem;
+
+/// What the kernel may still have cached of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Touch {
+    /// Its attributes and ACLs.
+    Attributes,
+    /// Those and its pages.
+    Data,
+}
+
+/// What operations have touched since the last checkpoint.
+#[derive(Default)]
+pub(crate) struct Touched(Mutex<Sets>);
+
+#[derive(Default)]
+struct Sets {
+    directories: HashSet<u64>,
+    nodes: HashMap<u64, Touch>,
+}
+
+impl Touched {
+    /// Entries of a directory have changed. Before the answer is sent.
+    pub(crate) fn directory(&self, node: u64) {
+        self.0.lock().directories.insert(node);
+    }
+
+    /// A node has changed. Before the answer is sent.
+    pub(crate) fn node(&self, node: u64, touch: Touch) {
+        let mut sets = self.0.lock();
+        let entry = sets.nodes.entry(node).or_insert(touch);
+        *entry = touch.max(*entry);
+    }
+
+    fn take(&self) -> Sets {
+        std::mem::take(&mut *self.0.lock())
+    }
+}
+
+impl Filesystem {
+    /// Returns once the kernel shows what every operation did whose section has ended.
+    pub(crate) fn settle_touched(&self) -> Result<(), Errno> {
+        let sets = self.touched.take();
+        let known = |result: Result<(), Errno>| match result {
+            // ENOENT: the kernel has nothing cached, or (for the pass) found no such name, as it should.
+            // ENODEV and ENOTCONN: the mount is gone.
+            Ok(()) | Err(Errno::NOENT | Errno::NODEV | Errno::NOTCONN | Errno::NOTDIR) => Ok(()),
+            Err(errno) => Err(errno),
+        };
+        for directory in sets.directories {
+            known(self.notifier.directory_lock_pass(directory))?;
+        }
+        for (node, touch) in sets.nodes {
+            known(match touch {
+                Touch::Attributes => self.notifier.attributes(node),
+                Touch::Data => self.notifier.data(node),
+            })?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,386 @@
+//! The stacked source: a directory mounted over itself.
+
+use std::collections::HashSet;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use highwater_tracker::{FileHandle, ObjectType, Place, Sample, Source, Tracker};
+use parking_lot::Mutex;
+use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
+use rustix::io::Errno;
+
+use crate::covered::{Access, Covered, ObjectFd, magic, object_type, proc_path, sample, statx_fd};
+use crate::filesystem::Filesystem;
+use crate::mount::{self, MountError, UnmountError};
+use crate::nodes::Nodes;
+use crate::processes::{self, Device};
+use crate::sections::Sections;
+use crate::session::Session;
+use crate::wire::notify::Notifier;
+
+/// How a directory is covered.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Workers that are always there; more are started while requests block.
+    pub threads: usize,
+    /// Let the kernel read and write files directly where it can.
+    pub passthrough: bool,
+    /// Give every worker a device descriptor of its own.
+    pub clone_device: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        let threads = std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 8);
+        Self { threads, passthrough: true, clone_device: true }
+    }
+}
+
+/// What an operator should know of a mount: what it does not do as well as it could.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct MountReport {
+    /// File data goes through the kernel only. Known after the first file was opened.
+    pub passthrough: bool,
+    /// What is lost, and why, one sentence each.
+    pub losses: Vec<String>,
+    /// Mounts inside the directory that lie over the new mount as they did over the old one. They are not tracked.
+    pub nested_kept: Vec<PathBuf>,
+    /// Mounts inside the directory that are hidden while it is covered.
+    pub nested_hidden: Vec<PathBuf>,
+}
+
+/// A directory that is mounted over itself.
+pub struct Stacked {
+    filesystem: Arc<Filesystem>,
+    session: Arc<Session>,
+    directory: PathBuf,
+    report: MountReport,
+    mounted: AtomicBool,
+    mount_id: u64,
+}
+
+impl Stacked {
+    /// Covers the directory. When this returns, everything that is done in it is seen.
+    pub fn mount(covered: Covered, tracker: Arc<Tracker>, options: Options) -> Result<Self, MountError> {
+        Self::mount_with(covered, Box::new(tracker), options)
+    }
+
+    /// The same with another tracker, for tests.
+    #[doc(hidden)]
+    pub fn mount_with(
+        covered: Covered,
+        sections: Box<dyn Sections>,
+        mut options: Options,
+    ) -> Result<Self, MountError> {
+        let root = rustix::process::geteuid().is_root();
+        options.passthrough &= root;
+        let mut report = MountReport::default();
+        losses(&covered, &options, root, &mut report.losses);
+        if covered.access() != Access::Handles {
+            raise_descriptor_limit();
+        }
+        let directory = std::fs::canonicalize(covered.directory()).unwrap_or_else(|_| covered.directory().to_owned());
+        let nested = mount::nested(&directory);
+        let mut made = mount::make(&covered)?;
+        let device = Arc::new(made.device.try_clone().map_err(|source| MountError::NoDevice { source })?);
+        let root_fd = covered.root().try_clone_to_owned().map_err(|source| MountError::NoDevice { source })?;
+        let filesystem = Arc::new(Filesystem {
+            nodes: Nodes::new(covered.root_handle().clone(), Arc::new(root_fd)),
+            covered,
+            directories: crate::descriptors::DirectoryCache::default(),
+            open_files: crate::descriptors::OpenTable::default(),
+            open_directories: crate::descriptors::OpenTable::default(),
+            sections,
+            notifier: Notifier::new(Arc::clone(&device)),
+            device,
+            touched: crate::settle::Touched::default(),
+            lingering: Mutex::default(),
+            passthrough: AtomicBool::new(false),
+            kernel_flags: AtomicU64::new(0),
+            options,
+            private_mount: Mutex::new(None),
+            mount_device: OnceLock::new(),
+        });
+        let session = Session::start(Arc::clone(&filesystem));
+        let private = match made.attach(&filesystem.covered) {
+            Ok(private) => private,
+            Err(error) => {
+                drop(made);
+                session.join();
+                return Err(error);
+            }
+        };
+        let (back, hidden) = mount::put_back(&directory, nested);
+        report.nested_kept = back;
+        report.nested_hidden = hidden;
+        let stat = rustix::fs::statx(
+            rustix::fs::CWD,
+            &directory,
+            AtFlags::empty(),
+            StatxFlags::BASIC_STATS | StatxFlags::MNT_ID,
+        );
+        let mut mount_id = 0;
+        if let Ok(stat) = stat {
+            mount_id = stat.stx_mnt_id;
+            let device = Device { major: stat.stx_dev_major, minor: stat.stx_dev_minor };
+            let _ = filesystem.mount_device.set(device);
+        }
+        if let Some(private) = private {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            match rustix::fs::openat(&private, c".", flags, Mode::empty()) {
+                Ok(fd) => *filesystem.private_mount.lock() = Some(Arc::new(fd)),
+                Err(errno) => tracing::error!(%errno, "the root of the mount cannot be opened"),
+            }
+        }
+        // ORDERING: INIT has been answered, as the root was looked at.
+        report.passthrough = filesystem.passthrough.load(Ordering::Relaxed);
+        drop(made);
+        Ok(Self { filesystem, session, directory, report, mounted: AtomicBool::new(true), mount_id })
+    }
+
+    /// The source for [`Tracker::start`].
+    pub fn source(&self) -> Arc<dyn Source> {
+        Arc::clone(&self.filesystem) as Arc<dyn Source>
+    }
+
+    /// What an operator should know.
+    pub fn report(&self) -> &MountReport {
+        &self.report
+    }
+
+    /// Where it is mounted.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// How many objects the kernel knows.
+    pub fn nodes(&self) -> usize {
+        self.filesystem.nodes.len()
+    }
+
+    /// Whether file data goes through the kernel only: asked for, agreed on, and not given up since.
+    pub fn is_passthrough(&self) -> bool {
+        // ORDERING: a hint for people.
+        self.filesystem.passthrough.load(Ordering::Relaxed)
+    }
+
+    /// Uncovers the directory. When this returns no operation is being served and every section has ended.
+    ///
+    /// Programs that use the mount make it fail and are named; nothing has changed then. Mounts that were put back over it are
+    /// taken away first.
+    pub fn unmount(&self) -> Result<(), UnmountError> {
+        for nested in self.report.nested_kept.iter().rev() {
+            if let Err(errno) = mount::take_away(nested, false)
+                && errno != Errno::INVAL
+            {
+                return Err(UnmountError::Refused { directory: nested.clone(), source: errno.into() });
+            }
+        }
+        match mount::take_away(&self.directory, false) {
+            Ok(()) => {}
+            Err(Errno::BUSY) => {
+                let device = self.filesystem.mount_device().unwrap_or(Device { major: 0, minor: 0 });
+                let holders = processes::holders(self.mount_id, device);
+                return Err(UnmountError::Busy { directory: self.directory.clone(), holders });
+            }
+            // Somebody else has unmounted it.
+            Err(Errno::INVAL) => {}
+            Err(errno) => {
+                return Err(UnmountError::Refused { directory: self.directory.clone(), source: errno.into() });
+            }
+        }
+        self.end();
+        Ok(())
+    }
+
+    /// Takes the mount out of sight at once; programs that use it can go on until they let go, and are still tracked.
+    /// [`Stacked::wait`] returns when the last has.
+    pub fn unmount_lazy(&self) -> Result<(), UnmountError> {
+        for nested in self.report.nested_kept.iter().rev() {
+            let _ = mount::take_away(nested, true);
+        }
+        mount::take_away(&self.directory, true)
+            .map_err(|errno| UnmountError::Refused { directory: self.directory.clone(), source: errno.into() })?;
+        *self.filesystem.private_mount.lock() = None;
+        Ok(())
+    }
+
+    /// Returns when the mount is gone, by [`Stacked::unmount`] or from outside, and nothing is being served.
+    pub fn wait(&self) {
+        self.session.join();
+        self.end();
+    }
+
+    fn end(&self) {
+        *self.filesystem.private_mount.lock() = None;
+        self.session.join();
+        // ORDERING: ends once; the lock of the lingering list orders the rest.
+        if self.mounted.swap(false, Ordering::Relaxed) {
+            self.filesystem.end_lingering(true);
+            for file in self.filesystem.open_files.drain() {
+                if file.writer.is_some() {
+                    let section = self.filesystem.sections.enter();
+                    self.filesystem.end_writer(&*section, &file);
+                }
+            }
+            self.filesystem.open_directories.drain();
+            self.filesystem.directories.clear();
+        }
+    }
+}
+
+impl Drop for Stacked {
+    fn drop(&mut self) {
+        // ORDERING: see `end`.
+        if self.mounted.load(Ordering::Relaxed) && self.unmount().is_err() {
+            tracing::warn!(directory = %self.directory.display(), "still in use: taken away when the last user lets go");
+            let _ = self.unmount_lazy();
+        }
+    }
+}
+
+fn losses(covered: &Covered, options: &Options, root: bool, losses: &mut Vec<String>) {
+    let mut lose = |loss: &str| losses.push(loss.to_owned());
+    if !root {
+        lose("not root: file data goes through the server, which is slower");
+        lose("not root: only this user can see into the directory while it is tracked");
+        lose("not root: set-user-id programs and devices do not work in the directory while it is tracked");
+    } else if !options.passthrough {
+        lose("passthrough is off: file data goes through the server, which is slower");
+    }
+    match covered.access() {
+        Access::Handles => {}
+        Access::Descriptors => {
+            lose("objects cannot be opened by their handles here: a descriptor is kept for each that the kernel knows");
+        }
+        Access::Synthetic => lose(
+            "the filesystem has no file handles: objects are known by inode number and birth time, and a number that is used \
+             again within the same clock tick is taken for the same object",
+        ),
+    }
+    if !covered.detached() {
+        lose("the directory could not be cloned: mounts made below it are entered");
+    }
+}
+
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(errno) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }) {
+        tracing::warn!(%errno, "the limit of descriptors could not be raised");
+    }
+}
+
+impl Filesystem {
+    /// The root of a private mount of this filesystem, for what must go through it.
+    pub(crate) fn mount_descriptor(&self) -> Option<Arc<OwnedFd>> {
+        self.private_mount.lock().clone()
+    }
+
+    pub(crate) fn mount_device(&self) -> Option<Device> {
+        self.mount_device.get().copied()
+    }
+
+    /// An object that may be unknown to the kernel. `None`: it does not exist any more.
+    fn object_of(&self, handle: &FileHandle) -> Result<Option<ObjectFd>, Errno> {
+        if handle == self.covered.root_handle() {
+            return Ok(Some(ObjectFd::Own(rustix::io::fcntl_dupfd_cloexec(self.covered.root(), 0)?)));
+        }
+        let known = self.nodes.id(handle).map(|node| self.object(node));
+        let found = match known {
+            Some(Ok(object)) => return Ok(Some(object)),
+            _ => self.covered.open_object(handle, OFlags::PATH | OFlags::NOFOLLOW),
+        };
+        match found {
+            Ok(fd) => Ok(Some(ObjectFd::Own(fd))),
+            Err(Errno::STALE | Errno::NOENT) => Ok(None),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    /// The place of a directory that the kernel does not know, from the filesystem below.
+    fn place_below(&self, handle: &FileHandle) -> Option<Place> {
+        let directory = self.object_of(handle).ok()??;
+        if object_type(&statx_fd(directory.as_fd()).ok()?) != ObjectType::Directory {
+            return None;
+        }
+        let path = rustix::fs::readlink(proc_path(directory.as_fd()).as_c_str(), Vec::new()).ok()?;
+        let name = path.as_bytes().rsplit(|byte| *byte == b'/').next()?;
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let parent = rustix::fs::openat(directory.as_fd(), c"..", flags, Mode::empty()).ok()?;
+        let (parent_handle, _) = self.covered.identify(parent.as_fd()).ok()?;
+        let name_c = std::ffi::CString::new(name).ok()?;
+        // The path is a snapshot: it counts if the name still leads here.
+        let there = self.covered.find(parent.as_fd(), &name_c).ok()?;
+        (there.handle == *handle).then(|| Place { parent: parent_handle, name: name.into() })
+    }
+}
+
+impl Source for Filesystem {
+    fn settle(&self) -> io::Result<()> {
+        Ok(self.settle_touched()?)
+    }
+
+    fn places(&self, object: &FileHandle) -> Vec<Place> {
+        if object == self.covered.root_handle() {
+            return Vec::new();
+        }
+        match self.nodes.places(object) {
+            Some(places) => places,
+            None => self.place_below(object).into_iter().collect(),
+        }
+    }
+
+    fn sample(&self, object: &FileHandle) -> io::Result<Option<Sample>> {
+        let Some(object) = self.object_of(object)? else { return Ok(None) };
+        Ok(Some(sample(&statx_fd(object.as_fd())?)))
+    }
+
+    fn wait_for_writes(&self, object: &FileHandle) -> io::Result<()> {
+        Ok(self.wait_for_writes_to(object)?)
+    }
+
+    fn mapped_writable(&self, objects: &[FileHandle]) -> io::Result<HashSet<FileHandle>> {
+        Ok(self.mapped(objects)?)
+    }
+
+    fn timestamps_are_distinct(&self) -> bool {
+        let multigrain = matches!(self.covered.magic(), magic::EXT4 | magic::XFS | magic::BTRFS | magic::TMPFS);
+        multigrain && kernel_at_least(6, 13)
+    }
+
+    fn sync_filesystem(&self) -> io::Result<()> {
+        Ok(rustix::fs::syncfs(self.covered.root())?)
+    }
+
+    fn open_directory(&self, directory: &FileHandle) -> io::Result<Option<OwnedFd>> {
+        let Some(object) = self.object_of(directory)? else { return Ok(None) };
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        match rustix::fs::open(proc_path(object.as_fd()).as_c_str(), flags, Mode::empty()) {
+            Ok(fd) => Ok(Some(fd)),
+            Err(Errno::NOENT | Errno::STALE | Errno::NOTDIR) => Ok(None),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    fn handle_at(&self, directory: &OwnedFd, name: &[u8]) -> io::Result<Option<(FileHandle, ObjectType)>> {
+        let name = std::ffi::CString::new(name).map_err(|_| Errno::INVAL)?;
+        match self.covered.find(directory.as_fd(), &name) {
+            Ok(found) => Ok(Some((found.handle, object_type(&found.stat)))),
+            Err(Errno::NOENT | Errno::STALE) => Ok(None),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+}
+
+fn kernel_at_least(major: u32, minor: u32) -> bool {
+    let uname = rustix::system::uname();
+    let release = uname.release().to_string_lossy().into_owned();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|number| number.parse().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (major, minor)
+}

@@ -1,0 +1,199 @@
+//! Writers that the source does not see: passthrough writes, and stores into shared mappings.
+//!
+//! A passthrough mapping is a mapping of the *lower* file: it keeps the kernel's own open of that file, not the program's open
+//! of ours. So RELEASE comes when the last descriptor is closed, although a mapping is still being written through. Whether
+//! one is left, the filesystem below tells: a read lease on its file is refused as long as anybody has it open for writing
+//! (`F_SETLEASE`, `inode_is_open_for_write`). Until it is granted, the open *lingers*: for the tracker it is still there.
+//!
+//! Invariant: we keep no descriptor open for writing of a file that may linger, but during an operation.
+
+use std::collections::HashSet;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use highwater_tracker::FileHandle;
+use parking_lot::{Condvar, Mutex};
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+
+use crate::covered::{magic, open_by_handle, statx_fd};
+use crate::data::OpenFile;
+use crate::filesystem::Filesystem;
+use crate::processes::{self, Mapping};
+use crate::wire::abi::FILEID_INO64_GEN;
+use crate::wire::device::last_errno;
+
+/// Opens that the kernel has let go of, while a mapping made through them may be left.
+#[derive(Default)]
+pub(crate) struct Lingering {
+    files: Vec<Arc<OpenFile>>,
+    stopping: bool,
+}
+
+/// Wakes the thread that looks after lingering opens.
+pub(crate) static LINGERING_ADDED: Condvar = Condvar::new();
+
+impl Filesystem {
+    /// Takes over an open that has been released, if a mapping of the file may be left. False: none is.
+    pub(crate) fn linger(&self, file: &Arc<OpenFile>) -> bool {
+        file.drop_own();
+        if !lower_is_open_for_writing(file) {
+            return false;
+        }
+        self.lingering.lock().files.push(Arc::clone(file));
+        LINGERING_ADDED.notify_all();
+        true
+    }
+
+    /// Ends lingering opens whose mappings are gone, until the filesystem stops. The body of a thread.
+    pub(crate) fn look_after_lingering(&self) {
+        const SOON: Duration = Duration::from_millis(1);
+        const LATEST: Duration = Duration::from_millis(256);
+        let mut pause = SOON;
+        loop {
+            {
+                let mut lingering = self.lingering.lock();
+                let before = lingering.files.len();
+                while lingering.files.is_empty() && !lingering.stopping {
+                    LINGERING_ADDED.wait(&mut lingering);
+                }
+                if !lingering.stopping {
+                    LINGERING_ADDED.wait_for(&mut lingering, pause);
+                }
+                if lingering.stopping {
+                    return;
+                }
+                pause = if lingering.files.len() > before { SOON } else { (pause * 2).min(LATEST) };
+            }
+            self.end_lingering(false);
+        }
+    }
+
+    /// Ends the lingering opens whose mappings are gone, or all of them.
+    pub(crate) fn end_lingering(&self, all: bool) {
+        let ended = {
+            let mut lingering = self.lingering.lock();
+            let (ended, left) = lingering.files.drain(..).partition(|file| all || !lower_is_open_for_writing(file));
+            lingering.files = left;
+            let ended: Vec<Arc<OpenFile>> = ended;
+            ended
+        };
+        for file in ended {
+            let section = self.sections.enter();
+            self.end_writer(&*section, &file);
+        }
+    }
+
+    pub(crate) fn stop_lingering(&self) {
+        self.lingering.lock().stopping = true;
+        LINGERING_ADDED.notify_all();
+    }
+
+    /// Opens a node through our own mount.
+    fn open_through_mount(&self, node: u64) -> Result<Option<OwnedFd>, Errno> {
+        let Some(mount) = self.mount_descriptor() else { return Ok(None) };
+        #[allow(clippy::cast_possible_truncation, reason = "the halves of the number, high first")]
+        let words = [(node >> 32) as u32, node as u32, 0];
+        let mut opaque = [0; 12];
+        for (bytes, word) in opaque.chunks_exact_mut(4).zip(words) {
+            bytes.copy_from_slice(&word.to_ne_bytes());
+        }
+        let handle = FileHandle::new(FILEID_INO64_GEN, &opaque).ok_or(Errno::INVAL)?;
+        match open_by_handle(mount.as_fd(), &handle, OFlags::RDONLY | OFlags::NONBLOCK) {
+            Ok(fd) => Ok(Some(fd)),
+            // The kernel has dropped the inode: nobody has it open.
+            Err(Errno::STALE | Errno::NOENT | Errno::NOTCONN) => Ok(None),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    /// Returns once every synchronous write to a file that began before the call has ended.
+    ///
+    /// A passthrough write holds the lock of our inode for its whole length (`fuse_passthrough_write_iter`), and so does a
+    /// write through the server; `lseek(SEEK_DATA)` takes the same lock (`fuse_file_llseek`), and so returns after them.
+    pub(crate) fn wait_for_writes_to(&self, object: &FileHandle) -> Result<(), Errno> {
+        let Some(node) = self.nodes.id(object) else { return Ok(()) };
+        let Some(file) = self.open_through_mount(node)? else { return Ok(()) };
+        match rustix::fs::seek(&file, rustix::fs::SeekFrom::Data(0)) {
+            // ENXIO: no data. EINVAL: the filesystem below cannot tell. The lock was taken before either is known.
+            Ok(_) | Err(Errno::NXIO | Errno::INVAL) => {}
+            Err(errno) => return Err(errno),
+        }
+        let open = self.nodes.locate(node).and_then(|located| located.open);
+        let seen = open.is_some_and(|open| !open.is_passthrough());
+        if seen {
+            // Stores into a mapping are in pages that we have not been sent yet.
+            let flags = libc::SYNC_FILE_RANGE_WAIT_BEFORE
+                | libc::SYNC_FILE_RANGE_WRITE
+                | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+            // SAFETY: takes no pointers.
+            if unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, flags) } < 0 {
+                return Err(last_errno());
+            }
+        }
+        Ok(())
+    }
+
+    /// Which of these objects are mapped shared by some process, or may be. Read-only mappings count: `mprotect` can make one
+    /// writable, and a page that is dirty already takes a store without a fault and so without a new timestamp.
+    pub(crate) fn mapped(&self, objects: &[FileHandle]) -> Result<HashSet<FileHandle>, Errno> {
+        let mut mapped = HashSet::new();
+        let mut by_inode = Vec::new();
+        let lingering: HashSet<FileHandle> =
+            self.lingering.lock().files.iter().map(|file| file.handle.clone()).collect();
+        for object in objects {
+            let Some(located) = self.nodes.id(object).and_then(|node| self.nodes.locate(node)) else { continue };
+            let unseen = located.open.as_ref().is_some_and(|open| open.has_unseen_writers());
+            if lingering.contains(object) || (unseen && self.covered.magic() == magic::TMPFS) {
+                mapped.insert(object.clone());
+            } else if let Some(fd) = located.fd {
+                by_inode.push((self.covered.inode_number(&statx_fd(fd.as_fd())?), object));
+            }
+        }
+        if by_inode.is_empty() {
+            return Ok(mapped);
+        }
+        let Some(device) = self.mount_device() else {
+            mapped.extend(by_inode.into_iter().map(|(_, object)| object.clone()));
+            return Ok(mapped);
+        };
+        let inodes = processes::shared_mappings(device);
+        mapped.extend(by_inode.into_iter().filter_map(|(ino, object)| match &inodes {
+            Mapping::Known(inodes) => inodes.contains(&ino).then(|| object.clone()),
+            Mapping::Unknown => Some(object.clone()),
+        }));
+        Ok(mapped)
+    }
+}
+
+/// Whether somebody has the lower file open for writing: the kernel for a mapping, since our descriptors are closed.
+fn lower_is_open_for_writing(file: &OpenFile) -> bool {
+    file.open.anchor().is_some_and(|anchor| is_open_for_writing(anchor.as_fd()))
+}
+
+/// Whether anybody has a file open for writing, asked by a read lease that is given back at once.
+fn is_open_for_writing(fd: BorrowedFd<'_>) -> bool {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _one = ONE_AT_A_TIME.lock();
+    let call = |command, argument: libc::c_int| {
+        // SAFETY: these commands take a number.
+        unsafe { libc::fcntl(fd.as_raw_fd(), command, argument) }
+    };
+    // Somebody who opens the file in the moment of the lease breaks it and we are sent a signal; SIGIO would end the process,
+    // SIGURG is ignored by default.
+    const F_SETSIG: libc::c_int = 10;
+    call(F_SETSIG, libc::SIGURG);
+    if call(libc::F_SETLEASE, libc::F_RDLCK) == 0 {
+        call(libc::F_SETLEASE, libc::F_UNLCK);
+        return false;
+    }
+    match last_errno() {
+        Errno::AGAIN => true,
+        errno => {
+            // No leases here: claim what is safe.
+            tracing::debug!(%errno, "a lease was refused");
+            true
+        }
+    }
+}
