@@ -1,7 +1,7 @@
 //! The layout of batches and of the records in them.
 //!
 //! Invariant: this is the one place that knows these bytes; `docs/journal-format.md` shows them, and
-//! `tests/format_document.rs` holds the two together.
+//! `format_document.rs` holds the two together.
 //!
 //! A batch is what one write adds: a header, records, a trailer. Two of its properties let recovery tell a write that
 //! the crash tore from a write that was complete and rotted:
