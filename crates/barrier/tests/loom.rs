@@ -14,7 +14,7 @@
 //! a model of membarrier(2), in which every thread that holds a slot executes a full fence at one of its interrupt
 //! points (around the count) or has ended before the call returns; that the kernel and the CPU do this, and that the
 //! compiler keeps the order across a compiler fence, is taken from their documentation. Time does not exist: a
-//! deadline has passed or there is none. With three threads preemptions are bounded (4, or LOOM_MAX_PREEMPTIONS).
+//! deadline has passed or there is none. With three threads preemptions are bounded (3 or 4, or LOOM_MAX_PREEMPTIONS).
 #![cfg(loom)]
 
 use std::sync::Arc;
