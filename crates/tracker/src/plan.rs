@@ -21,6 +21,9 @@
 //! consumer still does not have. So when a rename is told, what was told before and has been moved by it is told once more at
 //! its new path, as `modified`; a directory as `rescan`, recursively. "Told before" is what
 //! the cursor keeps as `reading_since`. A rename counts here even if it was undone within the window.
+//!
+//! A consumer that died after it had applied some lines, and asks again from the same cursor, may hold anything that the lines
+//! lead to: `renamed b from a` would move what came to `a` later. So everything that was moved is told again then.
 
 use std::collections::HashSet;
 
@@ -137,6 +140,8 @@ struct Planner<'w> {
     gain: Vec<Option<Gain>>,
     /// The entries that were told as created.
     created: HashSet<EntryIndex>,
+    /// The entries that were told as the `from` of a rename.
+    left: HashSet<EntryIndex>,
     /// For each object that moves: where to.
     goal: Vec<Option<EntryIndex>>,
     /// A path could not be found out: everything has to be compared.
@@ -152,6 +157,7 @@ impl<'w> Planner<'w> {
             place: window.objects.iter().map(|object| object.initial).collect(),
             gain: vec![None; window.entries.len()],
             created: HashSet::new(),
+            left: HashSet::new(),
             goal: vec![None; window.objects.len()],
             unresolved: false,
         };
@@ -270,6 +276,7 @@ impl<'w> Planner<'w> {
         match from {
             Some((from, from_path)) => {
                 self.occupant[from.index()] = None;
+                self.left.insert(from);
                 let mut renamed =
                     line(path.clone(), LineKind::Renamed, window[object].object_type, window[entry].usn);
                 renamed.from = Some(from_path);
@@ -302,7 +309,6 @@ impl<'w> Planner<'w> {
             self.lines.push(line(path.to_vec(), LineKind::Deleted, occupant_type, self.window[entry].usn));
         }
         if occupant_type == ObjectType::Directory {
-            self.give_up_below(occupant);
             self.place[occupant.index()] = None;
         }
         self.occupant[entry.index()] = None;
@@ -327,7 +333,7 @@ impl<'w> Planner<'w> {
         let mut lost = Vec::new();
         for index in window.entry_indices() {
             let entry = &window[index];
-            if entry.last.is_some() || self.is_taken_over(index) {
+            if entry.last.is_some() || self.left.contains(&index) || self.is_taken_over(index) {
                 continue;
             }
             // A directory that is gone is looked for where it was last.
@@ -433,7 +439,11 @@ impl<'w> Planner<'w> {
         let window = self.window;
         let mut again = Vec::new();
         for index in window.entry_indices() {
-            let Some(object) = window[index].last.filter(|object| window[*object].moved) else { continue };
+            let Some(object) =
+                window[index].last.filter(|object| window[*object].moved && !window[*object].new)
+            else {
+                continue;
+            };
             match self.final_path(index) {
                 Some(path) => again.push(told_again(path, window, object)),
                 None => self.unresolved = true,

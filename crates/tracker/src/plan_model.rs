@@ -473,22 +473,43 @@ fn operation() -> impl Strategy<Value = Operation> {
     })
 }
 
-/// Each round: operations, an answer, and operations between the lines that the consumer applies.
-fn rounds() -> impl Strategy<Value = Vec<(Vec<Operation>, Vec<Operation>)>> {
-    let some = |most| prop::collection::vec(operation(), 0..most);
-    prop::collection::vec((some(12), some(12)), 1..8)
+/// One round of a consumer.
+#[derive(Clone, Debug)]
+struct Round {
+    /// Operations before the answer.
+    before: Vec<Operation>,
+    /// Operations between the lines that the consumer applies.
+    during: Vec<Operation>,
+    /// The consumer dies after this many lines, and asks again from the same cursor.
+    dies_after: Option<usize>,
 }
 
-fn run(rounds: Vec<(Vec<Operation>, Vec<Operation>)>) -> Result<(), TestCaseError> {
+fn rounds() -> impl Strategy<Value = Vec<Round>> {
+    let some = |most| prop::collection::vec(operation(), 0..most);
+    let round = (some(12), some(12), prop::option::weighted(0.2, 0..10_usize));
+    let round = round.prop_map(|(before, during, dies_after)| Round { before, during, dies_after });
+    prop::collection::vec(round, 1..8)
+}
+
+fn run(rounds: Vec<Round>) -> Result<(), TestCaseError> {
     let mut tree = Tree::new();
     let mut replica = tree.copy(ROOT);
     let mut seen = Seen { checkpoint: 0, reading_since: 0 };
     let mut history = Vec::new();
-    for (before, during) in rounds {
-        before.into_iter().for_each(|op| tree.operate(op));
+    for round in rounds {
+        round.before.into_iter().for_each(|op| tree.operate(op));
+        let mut during = round.during.into_iter();
+        if let Some(dies_after) = round.dies_after {
+            let (lines, _) = answer(&mut tree, seen);
+            for line in lines.iter().take(dies_after) {
+                during.by_ref().take(1).for_each(|op| tree.operate(op));
+                replica.apply(line, &tree);
+            }
+            history.push(lines);
+            seen.reading_since = 0;
+        }
         let (lines, next) = answer(&mut tree, seen);
         seen = next;
-        let mut during = during.into_iter();
         let per_line = during.len() / (lines.len() + 1) + 1;
         for line in &lines {
             during.by_ref().take(per_line).for_each(|op| tree.operate(op));

@@ -4,6 +4,8 @@
 //! anew within them (a `Started` record), they are planned in parts, one after the other: what stands before a crash and
 //! after its stable horizon is no fact, is left out, and is told again behind the `Started` record.
 
+use std::collections::BTreeSet;
+
 use highwater_journal::{Period, ReadError, Storage, Usn};
 
 use crate::cursor::{CheckpointId, Cursor};
@@ -67,6 +69,32 @@ pub enum FreshReason {
     Lost(String),
 }
 
+/// Most checkpoints that are remembered one by one as answered from.
+const ANSWERED_MAX: usize = 4096;
+
+/// The checkpoints from which an answer has been given: a holder that asks again may have applied some of it.
+#[derive(Debug)]
+pub(crate) struct Answered {
+    through: CheckpointId,
+    after: BTreeSet<CheckpointId>,
+}
+
+impl Answered {
+    /// All checkpoints through this one count as answered from; but zero, which is before the first answer.
+    pub(crate) fn through(checkpoint: CheckpointId) -> Self {
+        Self { through: checkpoint, after: BTreeSet::new() }
+    }
+
+    /// Whether this is the first answer from this checkpoint. Notes that it is given.
+    fn is_first(&mut self, checkpoint: CheckpointId) -> bool {
+        let is_first = checkpoint > self.through && self.after.insert(checkpoint);
+        if self.after.len() > ANSWERED_MAX {
+            self.through = self.after.pop_first().expect("it is not empty");
+        }
+        is_first
+    }
+}
+
 /// Why a window could not be read.
 enum Unreadable {
     Fresh(FreshReason),
@@ -124,7 +152,9 @@ impl<S: Storage> Tracker<S> {
         if cursor.checkpoint == sealed {
             return Ok(Answer { cursor, since: Some(cursor), fresh: None, lines: Vec::new() });
         }
-        match shared.difference(&cursor, sealed) {
+        let is_first = shared.answered.lock().is_first(cursor.checkpoint);
+        let reading_since = if is_first { cursor.reading_since } else { CheckpointId(0) };
+        match shared.difference(&Cursor { reading_since, ..cursor }, sealed) {
             Ok((lines, reading_since)) => Ok(Answer {
                 cursor: shared.cursor(sealed, reading_since),
                 since: Some(cursor),

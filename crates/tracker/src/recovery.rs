@@ -70,6 +70,7 @@ pub(crate) struct Found {
 struct Scan {
     found: Found,
     stable: CheckpointId,
+    sealed: CheckpointId,
     stopped: bool,
     boot_id: Option<String>,
     last_time_ns: u64,
@@ -145,7 +146,7 @@ impl<S: Storage> Tracker<S> {
         state_file::write(&storage, FILE, volume.encode()).map_err(failed("store the state"))?;
 
         let last_period = journal.last_period();
-        let Scan { mut found, stable, stopped, boot_id, last_time_ns } = scan;
+        let Scan { mut found, stable, sealed, stopped, boot_id, last_time_ns } = scan;
         let is_journal_new = boot_id.is_none();
         found.crashed = !stopped && !is_journal_new;
         let same_boot = boot_id.as_deref() == Some(facts.boot_id.as_str());
@@ -186,7 +187,7 @@ impl<S: Storage> Tracker<S> {
             .sync(usn)
             .map_err(|error| failed("write to the journal")(io::Error::other(with_causes(&error))))?;
         let consumers = consumers.unwrap_or_default();
-        let shared = Shared::new(config, facts, fsid, journal, period, stable, consumers, found);
+        let shared = Shared::new(config, facts, fsid, journal, period, sealed, stable, consumers, found);
         Ok((Arc::new(Self { shared: Arc::new(shared) }), opening))
     }
 }
@@ -196,6 +197,7 @@ impl Scan {
         Self {
             found: Found { window_began_ns: now_ns(), ..Found::default() },
             stable: CheckpointId(0),
+            sealed: CheckpointId(0),
             stopped: true,
             boot_id: None,
             last_time_ns: 0,
@@ -208,6 +210,7 @@ fn scan<S: Storage>(journal: &Journal<Arc<S>>, last_period: Period) -> Scan {
     let mut scan = Scan {
         found: Found::default(),
         stable: CheckpointId(0),
+        sealed: CheckpointId(0),
         stopped: false,
         boot_id: Some(String::new()),
         last_time_ns: 0,
@@ -218,9 +221,9 @@ fn scan<S: Storage>(journal: &Journal<Arc<S>>, last_period: Period) -> Scan {
     for record in journal.records(horizon(journal)) {
         let decoded = record.map_err(|error| with_causes(&error)).and_then(|record| {
             let body = Body::decode(record.kind, &record.payload).map_err(|error| error.to_string())?;
-            Ok((record.usn, body))
+            Ok((record.usn, record.period, body))
         });
-        let (usn, body) = match decoded {
+        let (usn, period, body) = match decoded {
             Ok(record) => record,
             Err(reason) => {
                 scan.found.lost = Some(reason);
@@ -232,9 +235,11 @@ fn scan<S: Storage>(journal: &Journal<Arc<S>>, last_period: Period) -> Scan {
             Body::IntentDirectory { .. } | Body::IntentObject { .. } | Body::IntentMove { .. } => {
                 intents.push((usn, body))
             }
-            Body::Seal { time_ns } | Body::Stopped { time_ns } => {
-                scan.last_time_ns = scan.last_time_ns.max(time_ns)
+            Body::Seal { time_ns } => {
+                scan.sealed = CheckpointId(period.0);
+                scan.last_time_ns = scan.last_time_ns.max(time_ns);
             }
+            Body::Stopped { time_ns } => scan.last_time_ns = scan.last_time_ns.max(time_ns),
             Body::Started { time_ns, boot_id, .. } => {
                 scan.boot_id = Some(boot_id);
                 scan.last_time_ns = scan.last_time_ns.max(time_ns);
@@ -242,6 +247,7 @@ fn scan<S: Storage>(journal: &Journal<Arc<S>>, last_period: Period) -> Scan {
             }
             Body::Stable { checkpoint, intents_from, time_ns } => {
                 scan.stable = checkpoint;
+                scan.sealed = scan.sealed.max(checkpoint);
                 from = intents_from;
                 scan.found.window_began_ns = time_ns;
                 scan.found.lost = None;

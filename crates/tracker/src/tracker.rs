@@ -17,6 +17,7 @@ use crate::error::RequestError;
 use crate::handle::FileHandle;
 use crate::horizon::Wake;
 use crate::log::{Log, Recorded};
+use crate::query::Answered;
 use crate::recovery::Found;
 use crate::section::Section;
 use crate::source::Source;
@@ -147,6 +148,8 @@ pub(crate) struct Shared<S: Storage> {
     pub(crate) log: Mutex<Log>,
     pub(crate) first_change: Condvar,
     pub(crate) coverage: Mutex<Coverage>,
+    /// Cursors that an answer has been given from already.
+    pub(crate) answered: Mutex<Answered>,
     /// The newest stable period.
     pub(crate) stable: AtomicU64,
     pub(crate) waits: AtomicU64,
@@ -167,13 +170,14 @@ impl<S: Storage> Shared<S> {
         fsid: String,
         journal: Journal<Arc<S>>,
         period: Period,
+        sealed: CheckpointId,
         stable: CheckpointId,
         consumers: Consumers,
         found: Found,
     ) -> Self {
         Self {
             log: Mutex::new(Log::new(facts.root.clone(), period)),
-            checkpoints: Checkpoints::new(CheckpointId(period.0 - 1)),
+            checkpoints: Checkpoints::new(sealed),
             first_usn: journal.next_usn(),
             config,
             facts,
@@ -188,6 +192,8 @@ impl<S: Storage> Shared<S> {
             writers: Mutex::new(Writers::default()),
             first_change: Condvar::new(),
             coverage: Mutex::new(Coverage::new()),
+            // What the trackers before this one have answered is not known: it counts as answered.
+            answered: Mutex::new(Answered::through(sealed)),
             stable: AtomicU64::new(stable.0),
             waits: AtomicU64::new(0),
             is_unstable: AtomicBool::new(true),
@@ -240,7 +246,25 @@ impl<S: Storage> Shared<S> {
     }
 }
 
+/// A tracker that is dropped without [`Tracker::stop`] leaves what a crash leaves.
+impl<S: Storage> Drop for Tracker<S> {
+    fn drop(&mut self) {
+        self.end_horizon();
+    }
+}
+
 impl<S: Storage> Tracker<S> {
+    /// Ends the thread of the horizon.
+    fn end_horizon(&self) {
+        *self.shared.horizon_wake.0.lock() = Wake::Stop;
+        self.shared.horizon_wake.1.notify_all();
+        let thread = self.shared.horizon.lock().take();
+        if let Some(thread) = thread {
+            // It has said what went wrong; a panic in it must not keep the volume from being closed.
+            let _ = thread.join();
+        }
+    }
+
     /// Gives the tracker its source, recovers what a crash has left, and begins the catch-up after a gap.
     ///
     /// Sections that were entered before wait for it. Starts the thread that moves the stable horizon.
@@ -363,13 +387,8 @@ impl<S: Storage> Tracker<S> {
     pub fn stop(&self) -> Result<(), RequestError> {
         let shared = &self.shared;
         shared.stopping.store(true, Ordering::Relaxed);
-        *shared.horizon_wake.0.lock() = Wake::Stop;
-        shared.horizon_wake.1.notify_all();
         shared.first_change.notify_all();
-        if let Some(thread) = shared.horizon.lock().take() {
-            // It has said what went wrong; a panic in it must not keep the volume from being closed.
-            let _ = thread.join();
-        }
+        self.end_horizon();
         shared.close()
     }
 }

@@ -1,0 +1,411 @@
+//! The guarantees of docs/guarantees.md, each with the counter-example that it rules out.
+
+mod support;
+
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use highwater_tracker::{
+    Change, CheckpointId, Cursor, Durability, FreshReason, Intent, RequestError, Sample, Since, Source,
+    WriterMode,
+};
+use support::{Volume, config, handle};
+use tempfile::tempdir;
+
+fn lines(expected: &[&str]) -> Vec<String> {
+    expected.iter().map(ToString::to_string).collect()
+}
+
+// ---- G1, G2: batches ----
+
+#[test]
+fn a_batch_tells_what_happened_and_the_next_one_what_happened_then() {
+    let directory = tempdir().unwrap();
+    let volume = Volume::open(directory.path());
+    let start = volume.now();
+    volume.mkdir("d");
+    volume.create("d/f");
+    let (first, cursor) = volume.since(start);
+    assert_eq!(first, lines(&["created d", "created d/f"]));
+    volume.write("d/f", "new");
+    volume.rename("d", "e");
+    let (second, next) = volume.since(cursor);
+    // `f` was told before, and may have been out of reach when the consumer looked for it.
+    assert_eq!(second, lines(&["renamed e < d", "modified e/f", "rescan* e"]));
+    assert_eq!(volume.since(next), (vec![], next), "nothing has happened: the same cursor again");
+    assert_eq!(
+        volume.since(start).0,
+        lines(&["created e", "created e/f", "deleted d"]),
+        "an older cursor still works"
+    );
+}
+
+#[test]
+fn a_rename_alone_is_one_line() {
+    let directory = tempdir().unwrap();
+    let volume = Volume::open(directory.path());
+    volume.mkdir("d");
+    volume.create("d/f");
+    let (_, cursor) = volume.since(volume.now());
+    volume.create("other");
+    // The holder of this cursor has been told nothing of `d`.
+    let (told, cursor) = volume.since(cursor);
+    assert_eq!(told, lines(&["created other"]));
+    let (_, cursor) = volume.since(Cursor { reading_since: cursor.checkpoint, ..cursor });
+    volume.write("other", "x");
+    let (_, cursor) = volume.since(cursor);
+    volume.rename("d", "e");
+    assert_eq!(volume.since(cursor).0, lines(&["renamed e < d"]));
+}
+
+#[test]
+fn a_checkpoint_waits_for_an_operation_in_flight_and_blocks_no_other() {
+    let directory = tempdir().unwrap();
+    let volume = Volume::open(directory.path());
+    volume.create("f");
+    let start = volume.now();
+    let section = volume.tracker.section();
+    section.intend(&[Intent::Directory(&handle(&volume.root))]).unwrap();
+    std::thread::scope(|scope| {
+        let (done, is_done) = mpsc::channel();
+        let tracker = &volume.tracker;
+        scope.spawn(move || {
+            let answer = tracker.changes(&Since::Cursor(start)).unwrap();
+            done.send(answer).unwrap();
+        });
+        let early = tracker.barrier(Some(Instant::now() + Duration::from_millis(50)));
+        assert!(matches!(early, Err(RequestError::Deadline { .. })), "{early:?}");
+        for number in 0..1000 {
+            volume.create(&format!("other-{number}"));
+        }
+        assert!(is_done.try_recv().is_err(), "the batch was handed out with an operation in flight");
+        section.record(Change::Modified { object: handle(&volume.path("f")) }, || {});
+        drop(section);
+        let answer = is_done.recv().unwrap();
+        assert!(answer.lines.iter().any(|line| line.path == b"f"), "G2: it began before the checkpoint");
+    });
+}
+
+/// If a record were put into the period that was current when its section was entered, this one would come into a batch that
+/// has been handed out.
+#[test]
+fn an_operation_that_ends_after_a_checkpoint_is_in_a_later_batch() {
+    let directory = tempdir().unwrap();
+    let volume = Volume::open(directory.path());
+    volume.create("a");
+    volume.create("b");
+    let start = volume.now();
+    volume.write("a", "1");
+    let (first, cursor) = volume.since(start);
+    assert_eq!(first, lines(&["modified a"]));
+    volume.write("a", "2");
+    assert_eq!(volume.since(cursor).0, lines(&["modified a"]), "told in the batch before, and changed again");
+}
+
+#[test]
+fn the_kernel_is_let_finish_before_a_batch_is_handed_out() {
+    let directory = tempdir().unwrap();
+    let volume = Volume::open(directory.path());
+    let start = volume.now();
+    let before = volume.source.settled.load(std::sync::atomic::Ordering::SeqCst);
+    volume.create("f");
+    volume.since(start);
+    assert!(volume.source.settled.load(std::sync::atomic::Ordering::SeqCst) > before);
+}
+
+#[test]
+fn a_descriptor_that_was_open_before_is_sampled_at_every_checkpoint() {
+    let directory = tempdir().unwrap();
+    let volume = Volume::open(directory.path());
+    volume.create("f");
+    let object = handle(&volume.path("f"));
+    let section = volume.tracker.section();
+    section.intend(&[Intent::Directory(&handle(&volume.root))]).unwrap();
+    let sample = volume.source.sample(&object).unwrap().unwrap();
+    section.opened(&object, WriterMode { unseen: true, ..WriterMode::default() }, sample);
+    drop(section);
+    let start = volume.now();
+    std::fs::write(volume.path("f"), "written past the source").unwrap();
+    let (told, cursor) = volume.since(start);
+    assert_eq!(told, lines(&["modified f"]));
+    assert_eq!(volume.since(cursor), (vec![], cursor));
+    std::fs::write(volume.path("f"), "and again, before it is closed").unwrap();
+    let section = volume.tracker.section();
+    section.closed(&object, || volume.source.sample(&object).unwrap());
+    drop(section);
+    assert_eq!(volume.since(cursor).0, lines(&["modified f"]));
+}
+
+// ---- G4: crashes ----
+
+#[test]
+fn what_was_not_stable_is_told_again_after_a_crash_even_if_it_was_acked() {
+    let directory = tempdir().unwrap();
+    let volume = Volume::open(directory.path());
+    volume.mkdir("old");
+    volume.create("old/f");
+    volume.mkdir("quiet");
+    volume.tracker.advance_horizon().unwrap();
+    std::thread::sleep(Duration::from_millis(2100)); // Births are told apart by time, with two seconds of slack.
+    volume.tracker.advance_horizon().unwrap();
+    volume.write("old/f", "new");
+    volume.mkdir("old/born");
+    volume.create("old/born/g");
+    volume.tracker.add_consumer("c").unwrap();
+    let acked = volume.now();
+    volume.tracker.ack("c", &acked).unwrap();
+    drop(volume);
+
+    let volume = Volume::open(directory.path());
+    assert!(volume.opening.crashed && !volume.opening.catching_up);
+    let answer = volume.tracker.changes(&Since::Consumer("c".into())).unwrap();
+    let told: Vec<String> = answer.lines.iter().map(support::brief).collect();
+    assert_eq!(told, lines(&["rescan old", "rescan* old/born"]), "and nothing of `quiet`");
+    assert!(answer.lines.iter().all(|line| line.recovered));
+    // And once more, until the horizon has moved.
+    drop(volume);
+    let volume = Volume::open(directory.path());
+    assert_eq!(volume.since(acked).0, lines(&["rescan old", "rescan* old/born"]));
+    volume.tracker.advance_horizon().unwrap();
+    let after = volume.now();
+    drop(volume);
+    let volume = Volume::open(directory.path());
+    assert_eq!(volume.since(after).0, lines(&[]));
+}
+
+/// A consumer compares names: two old directories that were exchanged would look the same.
+#[test]
+fn a_directory_that_was_moved_before_a_crash_is_told_as_a_whole() {
+    let directory = tempdir().unwrap();
+    let volume = Volume::open(directory.path());
+    volume.mkdir("a");
+    volume.mkdir("a/deep");
+    volume.create("a/deep/f");
+    std::thread::sleep(Duration::from_millis(2100));
+    volume.tracker.advance_horizon().unwrap();
+    volume.rename("a", "b");
+    let cursor = volume.now();
+    drop(volume);
+    let volume = Volume::open(directory.path());
+    assert_eq!(volume.since(cursor).0, lines(&["rescan .", "rescan* b"]));
+}
+
+/// Records of before a crash may be of changes that never reached the disk: they are no facts.
+#[test]
+fn records_that_were_not_stable_are_left_out_after_a_crash() {
+    let directory = tempdir().unwrap();
+    let volume = Volume::open(directory.path());
+    volume.create("a");
+    volume.tracker.advance_horizon().unwrap();
+    let cursor = volume.now();
+    volume.rename("a", "b");
+    volume.now();
+    drop(volume);
+    // The power loss takes the rename back.
+    std::fs::rename(directory.path().join("tree/b"), directory.path().join("tree/a")).unwrap();
+    let volume = Volume::open(directory.path());
+    assert_eq!(volume.since(cursor).0, lines(&["rescan ."]));
+}
+
+#[test]
+fn the_horizon_waits_for_operations_that_went_on_under_an_older_intent() {
+    let directory = tempdir().unwrap();
+    let volume = Volume::open(directory.path());
+    let section = volume.tracker.section();
+    section.intend(&[Intent::Directory(&handle(&volume.root))]).unwrap();
+    std::thread::scope(|scope| {
+        let moved = scope.spawn(|| volume.tracker.advance_horizon());
+        let synced = || volume.source.synced.load(std::sync::atomic::Ordering::SeqCst);
+        let before = synced();
+        // Others go on, and the filesystem is not synced while it is in flight.
+        (0..100).for_each(|number| volume.create(&format!("f{number}")));
+        assert_eq!(synced(), before);
+        drop(section);
+        moved.join().unwrap().unwrap();
+        assert!(synced() > before);
+    });
+}
+
+#[test]
+fn an_open_writer_has_an_intent_in_every_window() {
+    let directory = tempdir().unwrap();
+    let volume = Volume::open(directory.path());
+    volume.create("f");
+    let object = handle(&volume.path("f"));
+    let section = volume.tracker.section();
+    section.intend(&[Intent::Directory(&handle(&volume.root))]).unwrap();
+    let sample = Sample { mtime_ns: 0, ctime_ns: 0, size: 0, nlink: 1 };
+    section.opened(&object, WriterMode { unseen: true, ..WriterMode::default() }, sample);
+    drop(section);
+    volume.tracker.advance_horizon().unwrap();
+    volume.tracker.advance_horizon().unwrap();
+    let cursor = volume.now();
+    drop(volume);
+    let volume = Volume::open(directory.path());
+    assert_eq!(volume.since(cursor).0, lines(&["modified f"]));
+}
+
+#[test]
+fn an_operation_waits_for_its_directory_once_per_window() {
+    let directory = tempdir().unwrap();
+    let volume = Volume::open(directory.path());
+    volume.mkdir("d");
+    let waits = |volume: &Volume| volume.tracker.status().waits;
+    let before = waits(&volume);
+    for number in 0..100 {
+        volume.mkdir(&format!("d/{number}"));
+        volume.create(&format!("d/{number}/f"));
+    }
+    assert_eq!(waits(&volume), before, "all of it is below a directory that was made in this window");
+    volume.tracker.advance_horizon().unwrap();
+    volume.create("d/1/g");
+    volume.create("d/1/h");
+    assert_eq!(waits(&volume), before + 1);
+}
+
+// ---- gaps ----
+
+#[test]
+fn a_clean_stop_and_a_gap_are_caught_up_with() {
+    let directory = tempdir().unwrap();
+    let volume = Volume::open(directory.path());
+    volume.mkdir("d");
+    volume.create("d/f");
+    volume.mkdir("d/quiet");
+    volume.create("d/quiet/q");
+    volume.mkdir("other");
+    let (_, cursor) = volume.since(volume.now());
+    std::thread::sleep(Duration::from_millis(3100)); // The slack for clocks.
+    volume.tracker.stop().unwrap();
+    drop(volume);
+    std::fs::write(directory.path().join("tree/d/f"), "unseen").unwrap();
+
+    let volume = Volume::open_with(directory.path(), "boot", false, config());
+    assert!(!volume.opening.crashed && volume.opening.catching_up);
+    assert_eq!(volume.since(cursor).0, lines(&["modified d/f"]));
+}
+
+#[test]
+fn a_start_without_a_gap_costs_no_scan() {
+    let directory = tempdir().unwrap();
+    let volume = Volume::open(directory.path());
+    volume.create("f");
+    let cursor = volume.now();
+    volume.tracker.stop().unwrap();
+    drop(volume);
+    let volume = Volume::open_with(directory.path(), "boot", true, config());
+    assert!(!volume.opening.crashed && !volume.opening.catching_up);
+    assert_eq!(volume.since(cursor), (vec![], cursor));
+}
+
+// ---- G5: no silent loss ----
+
+fn fresh(volume: &Volume, cursor: Cursor) -> Option<FreshReason> {
+    volume.tracker.changes(&Since::Cursor(cursor)).unwrap().fresh
+}
+
+#[test]
+fn a_cursor_that_cannot_be_used_gives_a_fresh_answer() {
+    let directory = tempdir().unwrap();
+    let volume = Volume::open(directory.path());
+    volume.create("f");
+    let cursor = volume.now();
+    let foreign = Cursor { journal: "00000000000000000000000000000000".parse().unwrap(), ..cursor };
+    assert_eq!(fresh(&volume, foreign), Some(FreshReason::ForeignCursor));
+    let future = Cursor { checkpoint: CheckpointId(cursor.checkpoint.0 + 1), ..cursor };
+    assert_eq!(fresh(&volume, future), Some(FreshReason::Future));
+    assert_eq!(volume.tracker.changes(&Since::Nothing).unwrap().fresh, Some(FreshReason::NoCursor));
+}
+
+#[test]
+fn a_consumer_that_falls_behind_what_is_kept_becomes_fresh() {
+    let directory = tempdir().unwrap();
+    let mut config = config();
+    config.journal.retain_bytes = 0;
+    let volume = Volume::open_with(directory.path(), "boot", true, config);
+    let cursor = volume.now();
+    for round in 0..20 {
+        (0..40).for_each(|number| volume.create(&format!("{round}-{number}-{}", "x".repeat(200))));
+        volume.tracker.advance_horizon().unwrap();
+    }
+    assert_eq!(fresh(&volume, cursor), Some(FreshReason::TooOld));
+}
+
+#[test]
+fn a_damaged_journal_makes_everyone_fresh() {
+    let directory = tempdir().unwrap();
+    let volume = Volume::open(directory.path());
+    (0..10).for_each(|number| volume.create(&format!("f{number}")));
+    let cursor = volume.now();
+    volume.tracker.stop().unwrap();
+    drop(volume);
+    for entry in std::fs::read_dir(directory.path().join("state")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "hwj") {
+            let mut bytes = std::fs::read(&path).unwrap();
+            bytes[5000] ^= 1;
+            std::fs::write(&path, bytes).unwrap();
+        }
+    }
+    let volume = Volume::open(directory.path());
+    assert!(volume.opening.fresh.is_some());
+    assert!(fresh(&volume, cursor).is_some());
+}
+
+#[test]
+fn a_relaxed_volume_that_was_not_stopped_before_the_system_was_is_fresh() {
+    let directory = tempdir().unwrap();
+    let mut relaxed = config();
+    relaxed.durability = Durability::Relaxed;
+    let volume = Volume::open_with(directory.path(), "boot", true, relaxed.clone());
+    volume.create("f");
+    let cursor = volume.now();
+    drop(volume);
+    let volume = Volume::open_with(directory.path(), "boot", true, relaxed.clone());
+    assert_eq!(volume.since(cursor).0.len(), 1, "killed: its intents had reached the kernel");
+    let cursor = volume.now();
+    drop(volume);
+    let volume = Volume::open_with(directory.path(), "the next boot", false, relaxed);
+    assert!(matches!(fresh(&volume, cursor), Some(FreshReason::Lost(_))));
+}
+
+// ---- consumers ----
+
+#[test]
+fn an_ack_is_kept_and_does_not_go_back() {
+    let directory = tempdir().unwrap();
+    let volume = Volume::open(directory.path());
+    let tracker = Arc::clone(&volume.tracker);
+    tracker.add_consumer("c").unwrap();
+    assert!(matches!(tracker.add_consumer("c"), Err(RequestError::ConsumerExists { .. })));
+    assert!(matches!(tracker.add_consumer("a b"), Err(RequestError::BadConsumerName { .. })));
+    assert!(matches!(tracker.remove_consumer("x"), Err(RequestError::UnknownConsumer { .. })));
+    let first = volume.now();
+    volume.create("f");
+    let second = volume.now();
+    assert!(second.checkpoint > first.checkpoint);
+    tracker.ack("c", &second).unwrap();
+    assert!(matches!(tracker.ack("c", &first), Err(RequestError::AckBackwards { .. })));
+    let future = Cursor { checkpoint: CheckpointId(99), ..second };
+    assert!(matches!(tracker.ack("c", &future), Err(RequestError::ForeignCursor { .. })));
+    tracker.stop().unwrap();
+    drop(tracker);
+    drop(volume);
+    let volume = Volume::open(directory.path());
+    assert_eq!(volume.tracker.consumers()[0].cursor, Some(second));
+}
+
+#[test]
+fn a_name_that_came_and_went_is_told() {
+    let directory = tempdir().unwrap();
+    let volume = Volume::open(directory.path());
+    let start = volume.now();
+    volume.create("f");
+    volume.remove("f");
+    assert_eq!(
+        volume.since(start).0,
+        lines(&["deleted f"]),
+        "a consumer may have read the directory in between"
+    );
+}
