@@ -16,6 +16,7 @@ use crate::covered::{Access, Covered, Found, ObjectFd, object_type};
 use crate::descriptors::{DirectoryCache, OpenTable};
 use crate::data::OpenFile;
 use crate::directory::OpenDirectory;
+use crate::foreign::Foreign;
 use crate::nodes::{LookedUp, Nodes, Target, VALID_SECONDS};
 use crate::processes::Device;
 use crate::sections::{Sections, WriteSection};
@@ -38,6 +39,7 @@ pub(crate) struct Filesystem {
     pub(crate) device: Arc<OwnedFd>,
     pub(crate) touched: Touched,
     pub(crate) lingering: Mutex<Lingering>,
+    pub(crate) foreign: Foreign,
     pub(crate) passthrough: AtomicBool,
     pub(crate) kernel_flags: AtomicU64,
     pub(crate) options: Options,

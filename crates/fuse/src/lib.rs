@@ -16,6 +16,7 @@
 //! | `backing` | what all opens of a file share; passthrough |
 //! | `settle` | waiting until the kernel shows what was answered |
 //! | `writers`, `processes` | writers that are not seen |
+//! | `foreign`, `dead_mount` | writers that were there before the mount, and the mount of a tracker that was killed |
 //! | `mount`, `mountinfo`, `stacked` | covering and uncovering |
 
 mod attributes;
@@ -23,10 +24,12 @@ mod backing;
 mod covered;
 mod credentials;
 mod data;
+mod dead_mount;
 mod descriptors;
 mod directory;
 mod dispatch;
 mod filesystem;
+mod foreign;
 mod ioctl;
 mod mount;
 mod mountinfo;
@@ -42,6 +45,8 @@ mod writers;
 mod xattr;
 
 pub use covered::{Covered, CoveredError};
+pub use dead_mount::{DeadMount, DeadMountError, clean_dead_mount};
+pub use foreign::ForeignWriter;
 pub use mount::{MountError, UnmountError};
 pub use processes::Holder;
 #[doc(hidden)]

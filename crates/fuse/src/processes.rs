@@ -141,6 +141,95 @@ pub(crate) fn mount_of(pid: u32, fd: &OsStr) -> Option<u64> {
     info.lines().find_map(|line| line.strip_prefix("mnt_id:")).and_then(|id| id.trim().parse().ok())
 }
 
+/// A regular file that a process can write to: a descriptor that is open for writing, or a shared mapping.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Writer {
+    pub(crate) holder: Holder,
+    pub(crate) device: Device,
+    pub(crate) inode: u64,
+}
+
+/// What a walk through the processes found.
+pub(crate) struct Writers {
+    pub(crate) writers: Vec<Writer>,
+    /// Every process could be looked into, and none appeared faster than we looked.
+    pub(crate) complete: bool,
+}
+
+/// Looks for what all other processes can write to, as far as `wanted` says by device and path.
+///
+/// Attributes are taken as the kernel has them cached, so that a dead or hanging mount is not asked.
+pub(crate) fn writers(wanted: impl Fn(Device, &std::path::Path) -> bool) -> Writers {
+    let me = std::process::id();
+    let mut seen = HashSet::from([me]);
+    let mut found = Writers { writers: Vec::new(), complete: true };
+    for _ in 0..ROUNDS_MAX {
+        let new: Vec<u32> = pids().into_iter().filter(|pid| !seen.contains(pid)).collect();
+        if new.is_empty() {
+            return found;
+        }
+        for pid in new {
+            seen.insert(pid);
+            if let Err(error) = writers_of(pid, &wanted, &mut found.writers)
+                && !gone(&error)
+            {
+                found.complete = false;
+            }
+        }
+    }
+    found.complete = false;
+    found
+}
+
+fn writers_of(
+    pid: u32,
+    wanted: &impl Fn(Device, &std::path::Path) -> bool,
+    found: &mut Vec<Writer>,
+) -> std::io::Result<()> {
+    let base = PathBuf::from(format!("/proc/{pid}"));
+    let holder = |path: PathBuf| Holder {
+        pid,
+        command: std::fs::read_to_string(base.join("comm")).unwrap_or_default().trim_end().to_owned(),
+        path,
+    };
+    for entry in std::fs::read_dir(base.join("fd"))? {
+        let Ok(entry) = entry else { break };
+        let Ok(stat) = cached_stat(&entry.path()) else { continue };
+        let device = Device { major: stat.stx_dev_major, minor: stat.stx_dev_minor };
+        let regular = u32::from(stat.stx_mode) & libc::S_IFMT == libc::S_IFREG;
+        let Ok(path) = std::fs::read_link(entry.path()) else { continue };
+        if regular && wanted(device, &path) && may_write(pid, &entry.file_name()) {
+            found.push(Writer { holder: holder(path), device, inode: stat.stx_ino });
+        }
+    }
+    let maps = std::fs::read(base.join("maps"))?;
+    for line in maps.split(|byte| *byte == b'\n') {
+        let line = String::from_utf8_lossy(line);
+        if let Some((_, permissions, _, device, inode, path)) = fields(&line)
+            && permissions.ends_with('s')
+            && inode != 0
+            && wanted(device, std::path::Path::new(path))
+        {
+            found.push(Writer { holder: holder(path.into()), device, inode });
+        }
+    }
+    Ok(())
+}
+
+fn may_write(pid: u32, fd: &OsStr) -> bool {
+    let path = PathBuf::from(format!("/proc/{pid}/fdinfo")).join(fd);
+    let info = std::fs::read_to_string(path).unwrap_or_default();
+    let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
+    let flags = flags.and_then(|flags| i32::from_str_radix(flags.trim(), 8).ok());
+    // Not to be read: the process has closed it, or it is not ours to see; the latter is noticed elsewhere.
+    flags.is_some_and(|flags| flags & libc::O_ACCMODE != libc::O_RDONLY && flags & libc::O_PATH == 0)
+}
+
+fn cached_stat(path: &std::path::Path) -> Result<rustix::fs::Statx, rustix::io::Errno> {
+    let flags = rustix::fs::AtFlags::STATX_DONT_SYNC | rustix::fs::AtFlags::NO_AUTOMOUNT;
+    rustix::fs::statx(rustix::fs::CWD, path, flags, rustix::fs::StatxFlags::BASIC_STATS)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -15,6 +15,7 @@ use rustix::io::Errno;
 
 use crate::covered::{Access, Covered, ObjectFd, magic, object_type, proc_path, sample, statx_fd};
 use crate::filesystem::Filesystem;
+use crate::foreign::{Foreign, ForeignWriter};
 use crate::mount::{self, MountError, UnmountError};
 use crate::nodes::Nodes;
 use crate::processes::{self, Device};
@@ -31,12 +32,14 @@ pub struct Options {
     pub passthrough: bool,
     /// Give every worker a device descriptor of its own.
     pub clone_device: bool,
+    /// Writers of a mount that a tracker left behind, from [`clean_dead_mount`](crate::clean_dead_mount).
+    pub foreign: Vec<ForeignWriter>,
 }
 
 impl Default for Options {
     fn default() -> Self {
         let threads = std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 8);
-        Self { threads, passthrough: true, clone_device: true }
+        Self { threads, passthrough: true, clone_device: true, foreign: Vec::new() }
     }
 }
 
@@ -85,6 +88,7 @@ impl Stacked {
             raise_descriptor_limit();
         }
         let directory = std::fs::canonicalize(covered.directory()).unwrap_or_else(|_| covered.directory().to_owned());
+        let dead = std::mem::take(&mut options.foreign);
         let nested = mount::nested(&directory);
         let mut made = mount::make(&covered)?;
         let device = Arc::new(made.device.try_clone().map_err(|source| MountError::NoDevice { source })?);
@@ -100,6 +104,7 @@ impl Stacked {
             device,
             touched: crate::settle::Touched::default(),
             lingering: Mutex::default(),
+            foreign: Foreign::default(),
             passthrough: AtomicBool::new(false),
             kernel_flags: AtomicU64::new(0),
             options,
@@ -137,6 +142,7 @@ impl Stacked {
                 Err(errno) => tracing::error!(%errno, "the root of the mount cannot be opened"),
             }
         }
+        report.losses.extend(filesystem.find_foreign(&directory, dead));
         // ORDERING: INIT has been answered, as the root was looked at.
         report.passthrough = filesystem.passthrough.load(Ordering::Relaxed);
         drop(made);
@@ -156,6 +162,11 @@ impl Stacked {
     /// Where it is mounted.
     pub fn directory(&self) -> &Path {
         &self.directory
+    }
+
+    /// Programs that can write to objects in the directory past the mount: they had them open before it was made.
+    pub fn foreign_writers(&self) -> Vec<ForeignWriter> {
+        self.filesystem.foreign.list()
     }
 
     /// How many objects the kernel knows.
@@ -222,6 +233,7 @@ impl Stacked {
         // ORDERING: ends once; the lock of the lingering list orders the rest.
         if self.mounted.swap(false, Ordering::Relaxed) {
             self.filesystem.end_lingering(true);
+            self.filesystem.end_foreign(true);
             for file in self.filesystem.open_files.drain() {
                 if file.writer.is_some() {
                     let section = self.filesystem.sections.enter();

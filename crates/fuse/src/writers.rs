@@ -55,7 +55,7 @@ impl Filesystem {
             {
                 let mut lingering = self.lingering.lock();
                 let before = lingering.files.len();
-                while lingering.files.is_empty() && !lingering.stopping {
+                while lingering.files.is_empty() && self.foreign.is_empty() && !lingering.stopping {
                     LINGERING_ADDED.wait(&mut lingering);
                 }
                 if !lingering.stopping {
@@ -67,6 +67,9 @@ impl Filesystem {
                 pause = if lingering.files.len() > before { SOON } else { (pause * 2).min(LATEST) };
             }
             self.end_lingering(false);
+            if pause == LATEST {
+                self.end_foreign(false);
+            }
         }
     }
 
@@ -140,12 +143,14 @@ impl Filesystem {
     pub(crate) fn mapped(&self, objects: &[FileHandle]) -> Result<HashSet<FileHandle>, Errno> {
         let mut mapped = HashSet::new();
         let mut by_inode = Vec::new();
+        self.end_foreign(false);
+        let foreign = self.foreign.handles();
         let lingering: HashSet<FileHandle> =
             self.lingering.lock().files.iter().map(|file| file.handle.clone()).collect();
         for object in objects {
             let Some(located) = self.nodes.id(object).and_then(|node| self.nodes.locate(node)) else { continue };
             let unseen = located.open.as_ref().is_some_and(|open| open.has_unseen_writers());
-            if lingering.contains(object) || (unseen && self.covered.magic() == magic::TMPFS) {
+            if lingering.contains(object) || foreign.contains(object) || (unseen && self.covered.magic() == magic::TMPFS) {
                 mapped.insert(object.clone());
             } else if let Some(fd) = located.fd {
                 by_inode.push((self.covered.inode_number(&statx_fd(fd.as_fd())?), object));

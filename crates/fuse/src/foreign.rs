@@ -1,0 +1,165 @@
+//! Foreign writers: programs that can change objects of the tracked tree past the mount, because they had them open before it
+//! was made. Two sorts: descriptors of the covered tree itself, and descriptors and mappings of a dead mount. The kernel goes
+//! on passing writes through a dead mount to the lower file (`fuse_passthrough_write_iter` does not ask whether the connection
+//! is alive); only what would need the server fails.
+//!
+//! For the tracker each is an open writer that may be mapped writable: it is reported at every checkpoint until the last
+//! holder is gone. Holders are looked for by device and inode number, since descriptors can be passed on.
+//!
+//! Invariant: an object in the list has been told to the tracker as open, and has not been taken back.
+
+use std::collections::{HashMap, HashSet};
+use std::ffi::CString;
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use highwater_tracker::{Change, FileHandle, Intent, WriterMode};
+use parking_lot::Mutex;
+use rustix::fs::{Mode, OFlags};
+
+use crate::covered::{sample, statx_fd};
+use crate::filesystem::Filesystem;
+use crate::mountinfo;
+use crate::processes::{self, Device, Holder, Writer};
+use crate::writers::LINGERING_ADDED;
+
+/// An object that a program can write to past the mount.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ForeignWriter {
+    /// Who.
+    pub holder: Holder,
+    /// The object, relative to the tracked directory; as it was named when it was found.
+    pub path: PathBuf,
+    pub(crate) device: Device,
+    pub(crate) inode: u64,
+}
+
+/// The foreign writers of a mount.
+#[derive(Default)]
+pub(crate) struct Foreign(Mutex<HashMap<FileHandle, Vec<ForeignWriter>>>);
+
+impl Foreign {
+    pub(crate) fn list(&self) -> Vec<ForeignWriter> {
+        self.0.lock().values().flatten().cloned().collect()
+    }
+
+    pub(crate) fn handles(&self) -> HashSet<FileHandle> {
+        self.0.lock().keys().cloned().collect()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.lock().is_empty()
+    }
+}
+
+/// Gives a writer that was found a path relative to the directory.
+pub(crate) fn relative(writer: Writer, directory: &Path) -> Option<ForeignWriter> {
+    let path = writer.holder.path.strip_prefix(directory).ok()?.to_owned();
+    Some(ForeignWriter { path, device: writer.device, inode: writer.inode, holder: writer.holder })
+}
+
+impl Filesystem {
+    /// Finds the writers of the covered tree, and takes over those of a dead mount. Called once the new mount is in its place, so
+    /// that nobody can become one any more. Returns what could not be found out, in words for an operator.
+    pub(crate) fn find_foreign(&self, directory: &Path, dead: Vec<ForeignWriter>) -> Vec<String> {
+        let Some(own) = self.mount_device() else { return Vec::new() };
+        let mut elsewhere: Vec<Device> = mountinfo::read()
+            .into_iter()
+            .filter(|mount| mount.point != directory && mount.point.starts_with(directory))
+            .map(|mount| mount.device)
+            .collect();
+        elsewhere.push(own);
+        let found = processes::writers(|device, path| path.starts_with(directory) && !elsewhere.contains(&device));
+        let mut losses = Vec::new();
+        if !found.complete {
+            losses.push(
+                "not all processes can be looked into: one that had a file open before it was tracked may change it unseen"
+                    .to_owned(),
+            );
+        }
+        for writer in found.writers.into_iter().filter_map(|writer| relative(writer, directory)).chain(dead) {
+            if let Some(loss) = self.add_foreign(writer) {
+                losses.push(loss);
+            }
+        }
+        LINGERING_ADDED.notify_all();
+        losses
+    }
+
+    fn add_foreign(&self, writer: ForeignWriter) -> Option<String> {
+        if writer.path.as_os_str().as_bytes().ends_with(b" (deleted)") {
+            // No name leads to it, so that no consumer can read it.
+            return None;
+        }
+        let lost = |writer: &ForeignWriter| {
+            Some(format!(
+                "{} (pid {}) can write to an object that was not found again as {}",
+                writer.holder.command,
+                writer.holder.pid,
+                writer.path.display()
+            ))
+        };
+        let Ok(path) = CString::new(writer.path.as_os_str().as_bytes()) else { return lost(&writer) };
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let Ok(fd) = rustix::fs::openat(self.covered.root(), path, flags, Mode::empty()) else { return lost(&writer) };
+        let Ok((handle, stat)) = self.covered.identify(fd.as_fd()) else { return lost(&writer) };
+        if stat.stx_ino != writer.inode && self.covered.inode_number(&stat) != writer.inode {
+            return lost(&writer);
+        }
+        let mut foreign = self.foreign.0.lock();
+        let holders = foreign.entry(handle.clone()).or_default();
+        holders.push(writer);
+        if holders.len() == 1 {
+            drop(foreign);
+            let section = self.sections.enter();
+            // No operation waits for this one, so that a failure has nobody to be told to; the journal remembers its own.
+            let _ = section.intend(&[Intent::Object(&handle)]);
+            let mode = WriterMode { can_map: true, direct: true, unseen: true };
+            section.opened(&handle, mode, sample(&stat));
+            // It may have changed since the end of the tracker before this one.
+            section.record(Change::Modified { object: handle.clone() }, &mut || {});
+        }
+        None
+    }
+
+    /// Takes back the foreign writers whose holders are gone, or all of them.
+    pub(crate) fn end_foreign(&self, all: bool) {
+        if self.foreign.is_empty() {
+            return;
+        }
+        let mut ended = Vec::new();
+        if all {
+            ended.extend(self.foreign.0.lock().drain().map(|(handle, _)| handle));
+        } else {
+            let known: HashSet<(u32, u32, u64)> = self.foreign.list().iter().map(key_of).collect();
+            let devices: HashSet<(u32, u32)> = known.iter().map(|(major, minor, _)| (*major, *minor)).collect();
+            let found = processes::writers(|device, _| devices.contains(&(device.major, device.minor)));
+            if !found.complete {
+                return;
+            }
+            let held: HashSet<_> =
+                found.writers.iter().map(|writer| (writer.device.major, writer.device.minor, writer.inode)).collect();
+            let gone = |writers: &[ForeignWriter]| writers.iter().all(|writer| !held.contains(&key_of(writer)));
+            self.foreign.0.lock().retain(|handle, writers| {
+                let keep = !gone(writers);
+                if !keep {
+                    ended.push(handle.clone());
+                }
+                keep
+            });
+        }
+        for handle in ended {
+            let section = self.sections.enter();
+            section.record(Change::Modified { object: handle.clone() }, &mut || {});
+            section.closed(&handle, &mut || {
+                let fd = self.covered.open_object(&handle, OFlags::PATH | OFlags::NOFOLLOW).ok()?;
+                Some(sample(&statx_fd(fd.as_fd()).ok()?))
+            });
+        }
+    }
+}
+
+fn key_of(writer: &ForeignWriter) -> (u32, u32, u64) {
+    (writer.device.major, writer.device.minor, writer.inode)
+}
