@@ -3,7 +3,7 @@
 //! `serve DIR [server] [shared-device] [threads=N]`
 
 #[path = "../tests/support/recorder.rs"]
-#[allow(dead_code)]
+#[allow(dead_code, unreachable_pub)]
 mod recorder;
 
 use highwater_fuse::{Covered, Options, Stacked};

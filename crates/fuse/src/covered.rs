@@ -287,7 +287,12 @@ pub(crate) fn object_type(stat: &Statx) -> ObjectType {
 
 pub(crate) fn sample(stat: &Statx) -> Sample {
     let ns = |time: rustix::fs::StatxTimestamp| i128::from(time.tv_sec) * 1_000_000_000 + i128::from(time.tv_nsec);
-    Sample { mtime_ns: ns(stat.stx_mtime), ctime_ns: ns(stat.stx_ctime), size: stat.stx_size }
+    Sample {
+        mtime_ns: ns(stat.stx_mtime),
+        ctime_ns: ns(stat.stx_ctime),
+        size: stat.stx_size,
+        nlink: stat.stx_nlink.into(),
+    }
 }
 
 /// The path by which a descriptor can be opened again, or used by calls that take no `O_PATH` descriptor.

@@ -127,7 +127,12 @@ impl Filesystem {
                 let flags = OFlags::WRONLY | OFlags::TRUNC | OFlags::CLOEXEC;
                 rustix::fs::open(path.as_c_str(), flags, Mode::empty()).map(drop)
             };
-            if open_flags & OPEN_KILL_SUIDGID != 0 { without_fsetid(truncate) } else { truncate() }?;
+            if open_flags & OPEN_KILL_SUIDGID != 0 {
+                without_fsetid(truncate)?;
+                self.privileges_taken(node);
+            } else {
+                truncate()?;
+            }
             self.touched.node(node, Touch::Data);
             section.record(Change::Modified { object: handle.clone() }, &mut || {});
         }
@@ -136,7 +141,7 @@ impl Filesystem {
         if let Some(writer) = writer {
             privileged = backing.is_some() && loses_privileges_on_write(stat.stx_mode.into(), path.as_c_str());
             section.opened(handle, writer, sample(&stat));
-            if writer.unseen && writer.can_map {
+            if writer.unseen {
                 open.add_unseen_writer();
                 if self.nodes.take_attributes_cached(node) {
                     // ENOENT: the kernel has dropped the inode meanwhile.
@@ -184,6 +189,12 @@ impl Filesystem {
                 OpenOut { fh, open_flags: keep, backing_id: 0 }
             }
         }
+    }
+
+    /// Makes the kernel forget a mode that has just lost its set-user-id bits: it does not expect a write to change one.
+    fn privileges_taken(&self, node: u64) {
+        // ENOENT: the kernel has dropped the inode meanwhile.
+        let _ = self.notifier.attributes(node);
     }
 
     pub(crate) fn create(&self, request: &Request<'_>) -> Result<Sent, Errno> {
@@ -288,7 +299,7 @@ impl Filesystem {
         let writer = writes(flags).then(|| writer_mode(flags, backing));
         if let Some(writer) = writer {
             section.opened(&found.handle, writer, sample(&found.stat));
-            if writer.unseen && writer.can_map {
+            if writer.unseen {
                 open.add_unseen_writer();
                 self.nodes.take_attributes_cached(entry.nodeid);
                 entry.attr_valid = 0;
@@ -318,10 +329,11 @@ impl Filesystem {
     /// Takes an open for writing back: no write and no store can come through it any more.
     pub(crate) fn end_writer(&self, section: &dyn WriteSection, file: &OpenFile) {
         let anchor = file.open.anchor();
-        let unseen_stores = file.writer.is_some_and(|writer| writer.unseen && writer.can_map);
-        if unseen_stores {
+        if let Some(writer) = file.writer
+            && writer.unseen
+        {
             file.open.remove_unseen_writer();
-            if self.covered.magic() == magic::TMPFS {
+            if writer.can_map && self.covered.magic() == magic::TMPFS {
                 // A store into a shared mapping changes no timestamp there: nothing else would tell.
                 section.record(Change::Modified { object: file.handle.clone() }, &mut || {});
             }
@@ -381,7 +393,12 @@ impl Filesystem {
         const PRIVILEGED: u32 = libc::S_ISUID | libc::S_ISGID;
         let kill = input.write_flags & WRITE_KILL_SUIDGID != 0
             && u32::from(statx_fd(fd.as_fd())?.stx_mode) & PRIVILEGED != 0;
-        if kill { without_fsetid(write) } else { write() }?;
+        if kill {
+            without_fsetid(write)?;
+            self.privileges_taken(file.node);
+        } else {
+            write()?;
+        }
         self.touched.node(file.node, Touch::Attributes);
         section.record(Change::Modified { object: target.handle.clone() }, &mut || {});
         let size = u32::try_from(written).map_err(|_| Errno::IO)?;

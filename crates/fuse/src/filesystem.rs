@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, OnceLock};
 
 use highwater_tracker::{Change, FileHandle, Intent, Name, ObjectType, Place};
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 use rustix::fs::{OFlags, Statx};
 use rustix::io::Errno;
 
@@ -39,6 +39,8 @@ pub(crate) struct Filesystem {
     pub(crate) device: Arc<OwnedFd>,
     pub(crate) touched: Touched,
     pub(crate) lingering: Mutex<Lingering>,
+    /// Wakes the thread that looks after lingering opens and foreign writers.
+    pub(crate) lingering_changed: Condvar,
     pub(crate) foreign: Foreign,
     pub(crate) passthrough: AtomicBool,
     pub(crate) kernel_flags: AtomicU64,

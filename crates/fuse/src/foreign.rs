@@ -22,7 +22,6 @@ use crate::covered::{sample, statx_fd};
 use crate::filesystem::Filesystem;
 use crate::mountinfo;
 use crate::processes::{self, Device, Holder, Writer};
-use crate::writers::LINGERING_ADDED;
 
 /// An object that a program can write to past the mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,7 +82,7 @@ impl Filesystem {
                 losses.push(loss);
             }
         }
-        LINGERING_ADDED.notify_all();
+        self.lingering_changed.notify_all();
         losses
     }
 

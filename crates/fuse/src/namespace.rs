@@ -153,15 +153,20 @@ impl Filesystem {
         let from_node = request.node();
         let (from_dir, to_dir) = (self.object(from_node)?, self.object(to_node)?);
         let (from_handle, to_handle) = (self.handle(from_node)?, self.handle(to_node)?);
-        let section = self.sections.enter();
-        section.intend(&[Intent::Directory(&from_handle), Intent::Directory(&to_handle)])?;
-
         let source = self.covered.find(from_dir.as_fd(), from_name)?;
         let replaced = match self.covered.find_open(to_dir.as_fd(), to_name) {
             Ok(found) => Some(found),
             Err(Errno::NOENT) => None,
             Err(errno) => return Err(errno),
         };
+        let section = self.sections.enter();
+        section.intend(&[Intent::Directory(&from_handle), Intent::Directory(&to_handle)])?;
+        let exchanged = replaced.as_ref().filter(|_| flags.contains(RenameFlags::EXCHANGE)).map(|(other, _)| other);
+        for moved in [Some(&source), exchanged].into_iter().flatten() {
+            if object_type(&moved.stat) == ObjectType::Directory {
+                section.intend(&[Intent::Move(&moved.handle)])?;
+            }
+        }
         let rename =
             || rustix::fs::renameat_with(from_dir.as_fd(), from_name, to_dir.as_fd(), to_name, flags);
         if flags.contains(RenameFlags::WHITEOUT) {

@@ -104,6 +104,7 @@ impl Stacked {
             device,
             touched: crate::settle::Touched::default(),
             lingering: Mutex::default(),
+            lingering_changed: parking_lot::Condvar::new(),
             foreign: Foreign::default(),
             passthrough: AtomicBool::new(false),
             kernel_flags: AtomicU64::new(0),
@@ -338,13 +339,20 @@ impl Source for Filesystem {
         Ok(self.settle_touched()?)
     }
 
-    fn places(&self, object: &FileHandle) -> Vec<Place> {
+    fn places(&self, object: &FileHandle) -> Option<Vec<Place>> {
         if object == self.covered.root_handle() {
-            return Vec::new();
+            return Some(Vec::new());
         }
         match self.nodes.places(object) {
-            Some(places) => places,
-            None => self.place_below(object).into_iter().collect(),
+            Some(places) if !places.is_empty() => Some(places),
+            // Unknown, or without a name that is known: it may have others.
+            known => match self.place_below(object) {
+                Some(place) => Some(vec![place]),
+                None => {
+                    let links = self.sample(object).ok().flatten().map_or(0, |sample| sample.nlink);
+                    (links == 0).then_some(known.unwrap_or_default())
+                }
+            },
         }
     }
 

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use highwater_tracker::FileHandle;
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
@@ -31,9 +31,6 @@ pub(crate) struct Lingering {
     stopping: bool,
 }
 
-/// Wakes the thread that looks after lingering opens.
-pub(crate) static LINGERING_ADDED: Condvar = Condvar::new();
-
 impl Filesystem {
     /// Takes over an open that has been released, if a mapping of the file may be left. False: none is.
     pub(crate) fn linger(&self, file: &Arc<OpenFile>) -> bool {
@@ -42,7 +39,7 @@ impl Filesystem {
             return false;
         }
         self.lingering.lock().files.push(Arc::clone(file));
-        LINGERING_ADDED.notify_all();
+        self.lingering_changed.notify_all();
         true
     }
 
@@ -56,10 +53,10 @@ impl Filesystem {
                 let mut lingering = self.lingering.lock();
                 let before = lingering.files.len();
                 while lingering.files.is_empty() && self.foreign.is_empty() && !lingering.stopping {
-                    LINGERING_ADDED.wait(&mut lingering);
+                    self.lingering_changed.wait(&mut lingering);
                 }
                 if !lingering.stopping {
-                    LINGERING_ADDED.wait_for(&mut lingering, pause);
+                    self.lingering_changed.wait_for(&mut lingering, pause);
                 }
                 if lingering.stopping {
                     return;
@@ -90,7 +87,7 @@ impl Filesystem {
 
     pub(crate) fn stop_lingering(&self) {
         self.lingering.lock().stopping = true;
-        LINGERING_ADDED.notify_all();
+        self.lingering_changed.notify_all();
     }
 
     /// Opens a node through our own mount.
@@ -148,9 +145,16 @@ impl Filesystem {
         let lingering: HashSet<FileHandle> =
             self.lingering.lock().files.iter().map(|file| file.handle.clone()).collect();
         for object in objects {
+            if foreign.contains(object) {
+                mapped.insert(object.clone());
+                continue;
+            }
             let Some(located) = self.nodes.id(object).and_then(|node| self.nodes.locate(node)) else { continue };
             let unseen = located.open.as_ref().is_some_and(|open| open.has_unseen_writers());
-            if lingering.contains(object) || foreign.contains(object) || (unseen && self.covered.magic() == magic::TMPFS) {
+            // A store into a mapping of tmpfs changes no timestamp, so that even a mapping that was there only between two
+            // looks counts.
+            let untold = unseen && self.covered.magic() == magic::TMPFS;
+            if lingering.contains(object) || untold {
                 mapped.insert(object.clone());
             } else if let Some(fd) = located.fd {
                 by_inode.push((self.covered.inode_number(&statx_fd(fd.as_fd())?), object));

@@ -1,7 +1,7 @@
 //! Scratch directories on several filesystems, covered by the stacked filesystem, with a tracker that only remembers.
 //!
 //! These tests need root and `/dev/fuse`.
-#![allow(dead_code, unreachable_pub)]
+#![allow(dead_code, unreachable_pub, clippy::undocumented_unsafe_blocks)]
 
 pub mod recorder;
 
