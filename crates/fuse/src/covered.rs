@@ -252,11 +252,6 @@ impl Covered {
         });
         stat.stx_ino ^ ((index as u64 + 1) << 48)
     }
-
-    /// Whether two attributes are of the same filesystem tree as the root (false: a btrfs subvolume inside).
-    pub(crate) fn same_device(&self, stat: &Statx) -> bool {
-        dev_of(stat) == self.root_dev
-    }
 }
 
 pub(crate) mod magic {

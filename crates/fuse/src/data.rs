@@ -91,6 +91,7 @@ impl Filesystem {
             let out = self.opened(node, handle, open, backing, flags, None, false);
             return Ok(request.reply(&out));
         }
+        self.note_opener(request, flags);
         let target = self.target(node)?;
         let section = self.section_for(&target)?;
         let (open, backing) = self.begin_open(node, None)?;
@@ -191,6 +192,12 @@ impl Filesystem {
         }
     }
 
+    fn note_opener(&self, request: &Request<'_>, flags: OFlags) {
+        if flags & OFlags::ACCMODE == OFlags::RDWR {
+            self.openers.lock().insert(request.header.pid);
+        }
+    }
+
     /// Makes the kernel forget a mode that has just lost its set-user-id bits: it does not expect a write to change one.
     fn privileges_taken(&self, node: u64) {
         // ENOENT: the kernel has dropped the inode meanwhile.
@@ -280,6 +287,7 @@ impl Filesystem {
         // The descriptor of a file that can be mapped writable must not stay open for writing below: whether one is, is how
         // the end of the last mapping is seen.
         let can_map = flags & OFlags::ACCMODE == OFlags::RDWR;
+        self.note_opener(request, flags);
         let created = if can_map {
             let path = proc_path(fd.as_fd());
             rustix::fs::open(path.as_c_str(), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).or_else(|errno| {

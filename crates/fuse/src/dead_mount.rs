@@ -23,7 +23,7 @@ pub struct DeadMount {
     pub directory: PathBuf,
     /// Who can still write through it; for [`Options::foreign`](crate::Options::foreign).
     pub writers: Vec<ForeignWriter>,
-    /// Every process could be looked into. If not, something may be written unseen.
+    /// False: processes appeared faster than they could be looked into, and something may be written unseen.
     pub complete: bool,
 }
 
@@ -68,7 +68,7 @@ pub fn clean_dead_mount(directory: &Path) -> Result<Option<DeadMount>, DeadMount
         let dead =
             dead.get_or_insert_with(|| DeadMount { directory: directory.clone(), writers: Vec::new(), complete: true });
         dead.writers.extend(writers);
-        dead.complete &= found.complete;
+        dead.complete &= found.settled;
         take_away(&directory, true).map_err(|errno| DeadMountError::Refused {
             directory: directory.clone(),
             source: errno.into(),

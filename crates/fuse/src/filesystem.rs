@@ -2,6 +2,7 @@
 //!
 //! Invariant: every operation that changes something runs in a write section, and its answer is sent before the section ends.
 
+use std::collections::HashSet;
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -39,6 +40,8 @@ pub(crate) struct Filesystem {
     pub(crate) device: Arc<OwnedFd>,
     pub(crate) touched: Touched,
     pub(crate) lingering: Mutex<Lingering>,
+    /// Processes that have opened a file so that they can map it writable, for those that cannot be looked into.
+    pub(crate) openers: Mutex<HashSet<u32>>,
     /// Wakes the thread that looks after lingering opens and foreign writers.
     pub(crate) lingering_changed: Condvar,
     pub(crate) foreign: Foreign,

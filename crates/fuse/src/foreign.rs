@@ -71,11 +71,8 @@ impl Filesystem {
         elsewhere.push(own);
         let found = processes::writers(|device, path| path.starts_with(directory) && !elsewhere.contains(&device));
         let mut losses = Vec::new();
-        if !found.complete {
-            losses.push(
-                "not all processes can be looked into: one that had a file open before it was tracked may change it unseen"
-                    .to_owned(),
-            );
+        for process in found.closed_to_us {
+            losses.push(format!("{process} cannot be looked into: a file that it had open before may change unseen"));
         }
         for writer in found.writers.into_iter().filter_map(|writer| relative(writer, directory)).chain(dead) {
             if let Some(loss) = self.add_foreign(writer) {
@@ -134,7 +131,7 @@ impl Filesystem {
             let known: HashSet<(u32, u32, u64)> = self.foreign.list().iter().map(key_of).collect();
             let devices: HashSet<(u32, u32)> = known.iter().map(|(major, minor, _)| (*major, *minor)).collect();
             let found = processes::writers(|device, _| devices.contains(&(device.major, device.minor)));
-            if !found.complete {
+            if !found.settled {
                 return;
             }
             let held: HashSet<_> =

@@ -199,14 +199,6 @@ impl Nodes {
         }
     }
 
-    /// A name is there; as part of a section's record.
-    pub(crate) fn add_name(&self, handle: &FileHandle, parent: u64, name: &[u8]) {
-        let mut table = self.0.lock();
-        if let Some(id) = table.find(handle) {
-            table.add_name(id, parent, name);
-        }
-    }
-
     /// A name is gone; as part of a section's record.
     pub(crate) fn remove_name(&self, handle: &FileHandle, parent: u64, name: &[u8]) {
         let mut table = self.0.lock();
@@ -224,16 +216,6 @@ impl Nodes {
         if let Some(id) = table.find(handle) {
             table.add_name(id, to.0, to.1);
             table.remove_name(id, from.0, from.1);
-        }
-    }
-
-    /// The number of links of an object, after a change.
-    pub(crate) fn set_links(&self, handle: &FileHandle, links: u32) {
-        let mut table = self.0.lock();
-        if let Some(id) = table.find(handle)
-            && let Some(node) = table.get_mut(id)
-        {
-            node.links = links;
         }
     }
 
@@ -489,7 +471,7 @@ mod tests {
         look_up(&nodes, 2, ObjectType::File, ROOT_ID, b"a");
         look_up(&nodes, 2, ObjectType::File, ROOT_ID, b"a");
         assert_eq!(nodes.places(&handle(2)).unwrap().len(), 1);
-        nodes.add_name(&handle(2), d, b"b");
+        look_up(&nodes, 2, ObjectType::File, d, b"b");
         assert_eq!(nodes.places(&handle(2)).unwrap().len(), 2);
         nodes.move_name(&handle(2), (ROOT_ID, b"a"), (d, b"c"));
         nodes.remove_name(&handle(2), d, b"b");

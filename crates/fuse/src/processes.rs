@@ -17,7 +17,7 @@ pub(crate) struct Device {
 /// The inode numbers of one device that are mapped shared.
 pub(crate) enum Mapping {
     Known(HashSet<u64>),
-    /// Some process could not be looked into.
+    /// A process that may have such a mapping could not be looked into.
     Unknown,
 }
 
@@ -33,7 +33,7 @@ pub struct Holder {
 }
 
 /// How often the list of processes is read again because it grew meanwhile.
-const ROUNDS_MAX: usize = 8;
+const ROUNDS_MAX: usize = 64;
 
 pub(crate) fn pids() -> Vec<u32> {
     let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
@@ -44,30 +44,35 @@ pub(crate) fn pids() -> Vec<u32> {
 ///
 /// A process may hand its mappings to a child and end while we look; the child's number is new, so the list is read again
 /// until it has no process that was not looked into.
-pub(crate) fn shared_mappings(device: Device) -> Mapping {
-    let mut seen = HashSet::new();
+///
+/// A process that may not be looked into (it has capabilities that we lack) counts only if `opened` says that it has opened a
+/// file of the device: another one would have had to be given the descriptor, then to map it and close it again.
+pub(crate) fn shared_mappings(device: Device, opened: impl Fn(u32) -> bool) -> Mapping {
     let mut inodes = HashSet::new();
+    let mut closed_to_us = false;
+    let settled = each_process(HashSet::new(), |pid| match std::fs::read(format!("/proc/{pid}/maps")) {
+        Ok(maps) => {
+            let lines = maps.split(|byte| *byte == b'\n');
+            inodes.extend(lines.filter_map(|line| shared_inode(&String::from_utf8_lossy(line), device)));
+        }
+        Err(error) => closed_to_us |= !gone(&error) && opened(pid),
+    });
+    if settled && !closed_to_us { Mapping::Known(inodes) } else { Mapping::Unknown }
+}
+
+/// Visits every process, and those that appear meanwhile. False: they appeared faster than we looked.
+fn each_process(mut seen: HashSet<u32>, mut visit: impl FnMut(u32)) -> bool {
     for _ in 0..ROUNDS_MAX {
         let new: Vec<u32> = pids().into_iter().filter(|pid| !seen.contains(pid)).collect();
         if new.is_empty() {
-            return Mapping::Known(inodes);
+            return true;
         }
         for pid in new {
             seen.insert(pid);
-            match std::fs::read_to_string(format!("/proc/{pid}/maps")) {
-                Ok(maps) => inodes.extend(maps.lines().filter_map(|line| shared_inode(line, device))),
-                Err(error) if gone(&error) => {}
-                Err(error) if error.kind() == ErrorKind::InvalidData => match std::fs::read(format!("/proc/{pid}/maps")) {
-                    Ok(maps) => inodes
-                        .extend(String::from_utf8_lossy(&maps).lines().filter_map(|line| shared_inode(line, device))),
-                    Err(error) if gone(&error) => {}
-                    Err(_) => return Mapping::Unknown,
-                },
-                Err(_) => return Mapping::Unknown,
-            }
+            visit(pid);
         }
     }
-    Mapping::Unknown
+    false
 }
 
 fn gone(error: &std::io::Error) -> bool {
@@ -106,11 +111,7 @@ pub(crate) fn holders(mount_id: u64, device: Device) -> Vec<Holder> {
 
 fn holder(pid: u32, mount_id: u64, device: Device) -> Option<Holder> {
     let base = PathBuf::from(format!("/proc/{pid}"));
-    let command = || {
-        let name = std::fs::read_to_string(base.join("comm")).unwrap_or_default();
-        name.trim_end().to_owned()
-    };
-    let holds = |path: PathBuf| Some(Holder { pid, command: command(), path });
+    let holds = |path: PathBuf| Some(Holder { pid, command: command_of(pid), path });
     for link in ["cwd", "root", "exe"] {
         let link = base.join(link);
         if on_device(&link, device) {
@@ -152,33 +153,29 @@ pub(crate) struct Writer {
 /// What a walk through the processes found.
 pub(crate) struct Writers {
     pub(crate) writers: Vec<Writer>,
-    /// Every process could be looked into, and none appeared faster than we looked.
-    pub(crate) complete: bool,
+    /// Processes that could not be looked into, as `command (pid N)`.
+    pub(crate) closed_to_us: Vec<String>,
+    /// No process appeared while we looked that was not looked into.
+    pub(crate) settled: bool,
 }
 
 /// Looks for what all other processes can write to, as far as `wanted` says by device and path.
 ///
 /// Attributes are taken as the kernel has them cached, so that a dead or hanging mount is not asked.
 pub(crate) fn writers(wanted: impl Fn(Device, &std::path::Path) -> bool) -> Writers {
-    let me = std::process::id();
-    let mut seen = HashSet::from([me]);
-    let mut found = Writers { writers: Vec::new(), complete: true };
-    for _ in 0..ROUNDS_MAX {
-        let new: Vec<u32> = pids().into_iter().filter(|pid| !seen.contains(pid)).collect();
-        if new.is_empty() {
-            return found;
+    let (mut writers, mut closed_to_us) = (Vec::new(), Vec::new());
+    let settled = each_process(HashSet::from([std::process::id()]), |pid| {
+        if let Err(error) = writers_of(pid, &wanted, &mut writers)
+            && !gone(&error)
+        {
+            closed_to_us.push(format!("{} (pid {pid})", command_of(pid)));
         }
-        for pid in new {
-            seen.insert(pid);
-            if let Err(error) = writers_of(pid, &wanted, &mut found.writers)
-                && !gone(&error)
-            {
-                found.complete = false;
-            }
-        }
-    }
-    found.complete = false;
-    found
+    });
+    Writers { writers, closed_to_us, settled }
+}
+
+fn command_of(pid: u32) -> String {
+    std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim_end().to_owned()
 }
 
 fn writers_of(
@@ -187,11 +184,7 @@ fn writers_of(
     found: &mut Vec<Writer>,
 ) -> std::io::Result<()> {
     let base = PathBuf::from(format!("/proc/{pid}"));
-    let holder = |path: PathBuf| Holder {
-        pid,
-        command: std::fs::read_to_string(base.join("comm")).unwrap_or_default().trim_end().to_owned(),
-        path,
-    };
+    let holder = |path: PathBuf| Holder { pid, command: command_of(pid), path };
     for entry in std::fs::read_dir(base.join("fd"))? {
         let Ok(entry) = entry else { break };
         let Ok(stat) = cached_stat(&entry.path()) else { continue };

@@ -104,6 +104,7 @@ impl Stacked {
             device,
             touched: crate::settle::Touched::default(),
             lingering: Mutex::default(),
+            openers: Mutex::default(),
             lingering_changed: parking_lot::Condvar::new(),
             foreign: Foreign::default(),
             passthrough: AtomicBool::new(false),

@@ -167,7 +167,11 @@ impl Filesystem {
             mapped.extend(by_inode.into_iter().map(|(_, object)| object.clone()));
             return Ok(mapped);
         };
-        let inodes = processes::shared_mappings(device);
+        let inodes = {
+            let openers = self.openers.lock();
+            processes::shared_mappings(device, |pid| openers.contains(&pid))
+        };
+        self.openers.lock().retain(|pid| std::path::Path::new(&format!("/proc/{pid}")).exists());
         mapped.extend(by_inode.into_iter().filter_map(|(ino, object)| match &inodes {
             Mapping::Known(inodes) => inodes.contains(&ino).then(|| object.clone()),
             Mapping::Unknown => Some(object.clone()),

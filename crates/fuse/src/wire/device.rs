@@ -1,7 +1,7 @@
 //! The device: reading requests, sending answers, cloning, backing files.
 
 use std::io::IoSlice;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -70,9 +70,4 @@ pub(crate) fn owned(raw: i32) -> Result<OwnedFd, Errno> {
     }
     // SAFETY: the kernel has just made this descriptor for us and nobody else knows of it.
     Ok(unsafe { OwnedFd::from_raw_fd(raw) })
-}
-
-/// A `&OwnedFd` where a `BorrowedFd` is wanted.
-pub(crate) fn fd(fd: &OwnedFd) -> BorrowedFd<'_> {
-    fd.as_fd()
 }

@@ -14,6 +14,7 @@ use rustix::io::Errno;
 pub enum Said {
     Directory(FileHandle),
     Object(FileHandle),
+    Move(FileHandle),
     Record(Change),
     Opened(FileHandle, WriterMode),
     Closed(FileHandle),
@@ -151,6 +152,7 @@ impl WriteSection for RecordingSection<'_> {
             self.say(match intent {
                 Intent::Directory(handle) => Said::Directory((*handle).clone()),
                 Intent::Object(handle) => Said::Object((*handle).clone()),
+                Intent::Move(handle) => Said::Move((*handle).clone()),
             });
         }
         let mut state = self.recorder.0.state.lock();
