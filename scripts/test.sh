@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# Everything that CI runs, step by step. Needs root: it mounts.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+if [ "$(id -u)" != 0 ]; then
+    echo "make test mounts filesystems and needs root: sudo make test" >&2
+    exit 1
+fi
+started=$SECONDS
+step() {
+    printf '\n== %s (at %d s)\n' "$*" $((SECONDS - started))
+}
+
+step packages
+./scripts/need.sh gcc libc6-dev make fuse3 e2fsprogs xfsprogs btrfs-progs attr acl rsync sqlite3 git util-linux libaio-dev
+
+step format
+cargo fmt --all --check
+
+step lints
+cargo clippy --locked --workspace --all-targets -- -D warnings
+RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --document-private-items --quiet
+
+step "unit and integration tests"
+cargo build --release --locked -p highwater -p highwater-torture
+HIGHWATER=$PWD/target/release/highwater
+export HIGHWATER
+cargo test --locked --workspace
+
+step "the barrier under loom"
+RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom cargo test --locked --release -p highwater-barrier --test loom
+
+torture=target/release/torture
+step "the naive race on ext4, XFS, btrfs and tmpfs"
+"$torture" naive-race
+
+step "the oracle, a fixed short share"
+for filesystem in ext4 xfs btrfs tmpfs; do
+    "$torture" oracle --dir-fs "$filesystem" --seed 1 --rounds 8
+done
+"$torture" oracle --dir-fs ext4 --seed 2 --rounds 8 --no-passthrough
+"$torture" oracle --dir-fs ext4 --seed 3 --rounds 8 --kill
+"$torture" crash-hole
+
+step "done"
