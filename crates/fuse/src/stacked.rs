@@ -161,6 +161,11 @@ impl Stacked {
         &self.report
     }
 
+    /// The handle of the tracked directory.
+    pub fn root_handle(&self) -> &FileHandle {
+        self.filesystem.covered.root_handle()
+    }
+
     /// Where it is mounted.
     pub fn directory(&self) -> &Path {
         &self.directory

@@ -1,0 +1,269 @@
+//! Covering and uncovering: busy mounts, nested mounts, and the mount of a tracker that was killed.
+//!
+//! Needs root and `/dev/fuse`.
+
+mod support;
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, Command, Stdio};
+
+use highwater_fuse::{Covered, CoveredError, Options, Stacked, UnmountError, clean_dead_mount};
+use highwater_tracker::Change;
+use support::{Fixture, Kind, Recorder, Said, Volume, sh, sh_in};
+
+/// A shell that runs until it is dropped.
+struct Shell(Child);
+
+impl Shell {
+    fn new(directory: &std::path::Path) -> Self {
+        let child = Command::new("bash")
+            .current_dir(directory)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        Self(child)
+    }
+
+    /// Runs a command in it and returns the line that it prints.
+    fn run(&mut self, command: &str) -> String {
+        writeln!(self.0.stdin.as_mut().unwrap(), "{command}").unwrap();
+        let mut line = String::new();
+        BufReader::with_capacity(1, self.0.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        line.trim_end().to_owned()
+    }
+}
+
+impl Drop for Shell {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_busy_mount_stays_and_names_who_uses_it() {
+    let mut fx = Fixture::new(Kind::Scratch, true);
+    fs::create_dir(fx.path("d")).unwrap();
+    let mut shell = Shell::new(&fx.path("d"));
+    assert_eq!(shell.run("echo here"), "here");
+    let Err(UnmountError::Busy { holders, .. }) = fx.stacked().unmount() else { panic!("not busy") };
+    assert_eq!(holders.len(), 1);
+    assert_eq!((holders[0].pid, holders[0].command.as_str()), (shell.0.id(), "bash"));
+    assert_eq!(holders[0].path, fx.path("d"));
+    fs::write(fx.path("still"), "works").unwrap();
+    shell.run("cd /; exec 5> /dev/null; echo moved");
+    let open = fx.path("open");
+    shell.run(&format!("exec 6> {}; echo opened", open.display()));
+    let Err(error) = fx.stacked().unmount() else { panic!("not busy") };
+    assert!(error.to_string().contains("bash"), "{error}");
+    drop(shell);
+    fx.uncover();
+}
+
+#[test]
+fn a_mount_taken_away_lazily_serves_until_its_last_user_lets_go() {
+    let volume = Volume::new(Kind::Scratch);
+    let directory = volume.path();
+    let recorder = Recorder::default();
+    let covered = Covered::open(&directory).unwrap();
+    let stacked = Stacked::mount_with(covered, Box::new(recorder.clone()), Options::default()).unwrap();
+    let mut shell = Shell::new(&directory);
+    shell.run("exec 5> f; echo open");
+    stacked.unmount_lazy().unwrap();
+    assert_eq!(shell.run("echo late >&5; mkdir d; echo done"), "done");
+    drop(shell);
+    stacked.wait();
+    assert_eq!(recorder.in_flight(), 0);
+    assert!(recorder.take().iter().any(|said| matches!(said, Said::Closed(_))));
+    assert_eq!(sh_in(&directory, "cat f; ls"), "late\nd\nf");
+}
+
+#[test]
+fn nested_mounts_lie_over_the_new_mount_as_over_the_old() {
+    let volume = Volume::new(Kind::Scratch);
+    let directory = volume.path();
+    sh_in(&directory, "mkdir -p a/n b; touch a/below; mount -t tmpfs inner a/n; mkdir a/n/m; mount -t tmpfs inmost a/n/m; touch a/n/m/deep");
+    let mut fx = Fixture::over(volume, directory.clone(), Kind::Scratch, true, |_| {});
+    assert_eq!(fx.stacked().report().nested_kept, [directory.join("a/n"), directory.join("a/n/m")]);
+    assert!(directory.join("a/n/m/deep").exists());
+    fs::write(directory.join("a/n/untracked"), "").unwrap();
+    assert_eq!(fx.recorder.take(), []);
+    fs::write(directory.join("b/tracked"), "").unwrap();
+    assert_ne!(fx.recorder.take(), []);
+    fx.uncover();
+    assert!(directory.join("a/n/untracked").exists());
+    sh_in(&directory, "umount a/n/m a/n; ls a/n b");
+}
+
+#[test]
+fn what_is_not_a_directory_is_refused() {
+    let volume = Volume::new(Kind::Scratch);
+    fs::write(volume.path().join("f"), "").unwrap();
+    assert!(matches!(Covered::open(&volume.path().join("f")), Err(CoveredError::NotADirectory { .. })));
+    assert!(matches!(Covered::open(&volume.path().join("absent")), Err(CoveredError::Open { .. })));
+}
+
+#[test]
+fn writers_from_before_the_mount_are_told_until_they_let_go() {
+    let volume = Volume::new(Kind::Scratch);
+    let directory = volume.path();
+    let mut shell = Shell::new(&directory);
+    shell.run("exec 5> old; echo open");
+    shell.run("cd /; echo away");
+    let mut fx = Fixture::over(volume, directory.clone(), Kind::Scratch, true, |_| {});
+    let foreign = fx.stacked().foreign_writers();
+    assert_eq!(foreign.len(), 1, "{foreign:?}");
+    assert_eq!((foreign[0].path.to_str(), foreign[0].holder.pid), (Some("old"), shell.0.id()));
+    let handle = fx
+        .recorder
+        .take()
+        .into_iter()
+        .find_map(|said| match said {
+            Said::Opened(handle, mode) if mode.unseen && mode.can_map => Some(handle),
+            _ => None,
+        })
+        .unwrap();
+    let source = fx.stacked().source();
+    assert!(source.mapped_writable(std::slice::from_ref(&handle)).unwrap().contains(&handle));
+    assert_eq!(shell.run("echo unseen >&5; exec 5>&-; echo closed"), "closed");
+    fx.recorder.wait_until("it is taken back", |said, _| said.contains(&Said::Closed(handle.clone())));
+    assert!(fx.recorder.take().contains(&Said::Record(Change::Modified { object: handle.clone() })));
+    assert!(!source.mapped_writable(std::slice::from_ref(&handle)).unwrap().contains(&handle));
+    assert_eq!(fs::read_to_string(directory.join("old")).unwrap(), "unseen\n");
+    drop(source);
+    fx.uncover();
+}
+
+/// Serves a directory in a process of its own, for the tests that kill it.
+#[test]
+#[ignore = "started by the tests that kill it"]
+fn serve_until_killed() {
+    let directory = std::env::var_os("HIGHWATER_TEST_SERVE").expect("the directory to serve");
+    let covered = Covered::open(directory.as_ref()).unwrap();
+    let stacked = Stacked::mount_with(covered, Box::new(Recorder::quiet()), Options::default()).unwrap();
+    println!("\nserving");
+    stacked.wait();
+}
+
+struct Server(Child);
+
+impl Server {
+    fn new(directory: &std::path::Path) -> Self {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "serve_until_killed", "--ignored", "--nocapture"])
+            .env("HIGHWATER_TEST_SERVE", directory)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stdout.as_mut().unwrap()).lines();
+        assert!(lines.map_while(Result::ok).any(|line| line == "serving"));
+        Self(child)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A program keeps a descriptor and a mapping when the tracker is killed, and goes on writing through them: past the dead mount,
+/// into the file. The next tracker is told so.
+#[test]
+fn what_is_written_through_a_dead_mount_is_told() {
+    for passthrough in [true, false] {
+        let volume = Volume::new(Kind::Scratch);
+        let directory = volume.path();
+        let server = Server::new(&directory);
+        fs::create_dir(directory.join("d")).unwrap();
+        let mut shell = Shell::new(std::path::Path::new("/"));
+        shell.run(&format!("exec 5>> {}; echo one >&5; echo written", directory.join("d/f").display()));
+        let script = format!(
+            "import mmap; f=open('{}','w+b'); f.truncate(4096); m=mmap.mmap(f.fileno(),4096); f.close(); print('mapped',flush=True); input(); m[0]=65; m.flush(); print('stored',flush=True); input()",
+            directory.join("d/m").display()
+        );
+        let mut mapper = Command::new("python3")
+            .args(["-u", "-c", &script])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut mapper_says = BufReader::new(mapper.stdout.take().unwrap()).lines();
+        assert_eq!(mapper_says.next().unwrap().unwrap(), "mapped");
+        assert!(clean_dead_mount(&directory).unwrap().is_none(), "it is alive");
+
+        drop(server);
+        assert_eq!(fs::read_dir(&directory).unwrap_err().raw_os_error(), Some(libc::ENOTCONN));
+        assert!(matches!(Covered::open(&directory), Err(CoveredError::DeadMount { .. })));
+        assert_eq!(shell.run("echo two >&5 && echo written"), "written", "the kernel passes it through");
+
+        let dead = clean_dead_mount(&directory).unwrap().expect("the mount is dead");
+        assert!(dead.complete);
+        assert_eq!(fs::read_to_string(directory.join("d/f")).unwrap(), "one\ntwo\n");
+        let mut fx = Fixture::over(volume, directory.clone(), Kind::Scratch, passthrough, |options| {
+            options.foreign = dead.writers;
+        });
+        let mut paths: Vec<_> =
+            fx.stacked().foreign_writers().into_iter().map(|writer| writer.path.display().to_string()).collect();
+        paths.sort();
+        assert_eq!(paths, ["d/f", "d/m"]);
+        let opened: Vec<_> = fx
+            .recorder
+            .take()
+            .into_iter()
+            .filter_map(|said| match said {
+                Said::Opened(handle, _) => Some(handle),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(opened.len(), 2);
+        let source = fx.stacked().source();
+        assert_eq!(source.mapped_writable(&opened).unwrap().len(), 2);
+        assert_eq!(shell.run("echo three >&5 && echo written"), "written");
+        assert_eq!(fs::read_to_string(directory.join("d/f")).unwrap(), "one\ntwo\nthree\n");
+        writeln!(mapper.stdin.as_mut().unwrap()).unwrap();
+        assert_eq!(mapper_says.next().unwrap().unwrap(), "stored");
+        assert_eq!(fs::read(directory.join("d/m")).unwrap()[0], 65);
+
+        drop(shell);
+        mapper.kill().unwrap();
+        mapper.wait().unwrap();
+        fx.recorder.wait_until("both are taken back", |said, _| {
+            opened.iter().all(|handle| said.contains(&Said::Closed(handle.clone())))
+        });
+        assert_eq!(fx.stacked().foreign_writers(), []);
+        drop(source);
+        fx.uncover();
+    }
+}
+
+#[test]
+fn the_same_directory_can_be_covered_again_and_again() {
+    let volume = Volume::new(Kind::Scratch);
+    let directory = volume.path();
+    for i in 0..10 {
+        let covered = Covered::open(&directory).unwrap();
+        let stacked = Stacked::mount_with(covered, Box::new(Recorder::default()), Options::default()).unwrap();
+        fs::write(directory.join(format!("f{i}")), "x").unwrap();
+        stacked.unmount().unwrap();
+    }
+    assert_eq!(fs::read_dir(&directory).unwrap().count(), 10);
+    sh(&format!("! grep -q {} /proc/self/mountinfo", directory.display()));
+}
+
+#[test]
+fn a_read_only_directory_stays_read_only() {
+    let volume = Volume::new(Kind::Tmpfs);
+    let directory = volume.path();
+    sh(&format!("touch {0}/f; mount -o remount,ro,nosuid,nodev,noexec {0}", directory.display()));
+    let mut fx = Fixture::over(volume, directory.clone(), Kind::Tmpfs, true, |_| {});
+    assert_eq!(fs::write(directory.join("g"), "").unwrap_err().raw_os_error(), Some(libc::EROFS));
+    let options = sh_in(&directory, "findmnt -n -o OPTIONS -T . | tail -1");
+    for option in ["ro", "nosuid", "nodev", "noexec"] {
+        assert!(options.split(',').any(|given| given == option), "{options}");
+    }
+    fx.uncover();
+}
