@@ -5,6 +5,7 @@
 use std::io;
 use std::sync::{Arc, MutexGuard, PoisonError};
 
+use crate::commit::PoisonOnPanic;
 use crate::error::AppendError;
 use crate::frame::{PAYLOAD_LIMIT, RESERVED_PAYLOAD_LIMIT};
 use crate::ids::{Period, RecordKind, Usn};
@@ -120,11 +121,13 @@ impl<S: Storage> Journal<S> {
         let used: u64 = state.segments.iter().map(|segment| segment.bytes).sum();
         drop(state);
 
+        let panics = PoisonOnPanic { journal: self };
         let allocated = if used + self.options.segment_bytes > self.options.limit_bytes {
             Err(NoSpare::Full(None))
         } else {
             allocate(&self.storage, &manifest)
         };
+        std::mem::forget(panics);
 
         let mut state = self.lock();
         state.is_preparing = false;

@@ -53,6 +53,7 @@ impl<S: Storage> Journal<S> {
         let mut state = self.lock();
         assert!(usn < state.next_usn, "{usn} was never assigned");
         let mut has_led = false;
+        let mut has_yielded = false;
         loop {
             let reached = if is_sync { state.durable_usn } else { state.written_usn };
             if usn <= reached {
@@ -62,14 +63,25 @@ impl<S: Storage> Journal<S> {
                 return Err(poison.clone().into());
             }
             let Some(flight) = state.flight else {
+                if state.others_waited && !has_yielded {
+                    // Those whom the last flush has just served are about to come back with their next record. Let
+                    // them append it first, or this flush would be one record, and they would wait for it.
+                    has_yielded = true;
+                    drop(state);
+                    std::thread::yield_now();
+                    state = self.lock();
+                    continue;
+                }
                 state = self.flush(state, is_sync);
                 has_led = true;
                 continue;
             };
             let serves_me = usn <= flight.last_usn && (flight.is_sync || !is_sync);
             let turn = state.flights + u64::from(!serves_me);
+            state.waiters += 1;
             state =
                 self.flushed[usize::from(turn % 2 == 1)].wait(state).unwrap_or_else(PoisonError::into_inner);
+            state.waiters -= 1;
         }
         let wants_spare = has_led && state.wants_spare();
         drop(state);
@@ -100,9 +112,9 @@ impl<S: Storage> Journal<S> {
         let before = before.map(|segment| (Arc::clone(&segment.file), segment.sequence));
         drop(state);
 
-        let landing = Landing { journal: self };
+        let panics = PoisonOnPanic { journal: self };
         let outcome = write(&runs, before, (is_sync, &file, sequence));
-        std::mem::forget(landing);
+        std::mem::forget(panics);
 
         let mut state = self.lock();
         match outcome {
@@ -128,36 +140,41 @@ impl<S: Storage> Journal<S> {
                 self.poison_with(&mut state, operation, file, source);
             }
         }
-        self.land(&mut state);
-        state
+        self.land(state);
+        self.lock()
     }
 
-    /// Ends a flush and wakes who waits for it.
-    fn land(&self, state: &mut State<S::File>) {
+    /// Ends a flush and wakes who waits for it: outside the lock, which they all need, and the next leader first, so
+    /// that the next sync begins while the others wake up.
+    fn land(&self, mut state: MutexGuard<'_, State<S::File>>) {
         state.flight = None;
         state.in_flight = Arc::default();
         let turn = usize::from(state.flights % 2 == 1);
-        self.flushed[turn].notify_all();
-        if state.poison.is_some() {
+        let is_poisoned = state.poison.is_some();
+        state.others_waited = state.waiters > 0;
+        drop(state);
+        if is_poisoned {
             self.flushed[1 - turn].notify_all();
         } else {
             self.flushed[1 - turn].notify_one();
         }
+        self.flushed[turn].notify_all();
         self.room.notify_all();
     }
 }
 
-/// Ends a flush whose storage panicked, so that nobody waits for it for ever.
-struct Landing<'a, S: Storage> {
-    journal: &'a Journal<S>,
+/// Stops the journal if the storage panics, so that nobody waits for ever for what will not come. Forgotten if not.
+pub(crate) struct PoisonOnPanic<'a, S: Storage> {
+    pub(crate) journal: &'a Journal<S>,
 }
 
-impl<S: Storage> Drop for Landing<'_, S> {
+impl<S: Storage> Drop for PoisonOnPanic<'_, S> {
     fn drop(&mut self) {
         let mut state = self.journal.lock();
         let source = io::Error::other("the storage panicked");
-        self.journal.poison_with(&mut state, "write", "the storage".to_owned(), source);
-        self.journal.land(&mut state);
+        self.journal.poison_with(&mut state, "use", "the storage".to_owned(), source);
+        state.is_preparing = false;
+        self.journal.land(state);
     }
 }
 

@@ -249,7 +249,17 @@ impl StorageFile for DirectoryFile {
     }
 
     fn preallocate(&self, len: u64) -> io::Result<()> {
-        Ok(rustix::fs::fallocate(&self.0, FallocateFlags::empty(), 0, len)?)
+        match rustix::fs::fallocate(&self.0, FallocateFlags::empty(), 0, len) {
+            // NFS before 4.2, some FUSE filesystems: zeros take the space as well.
+            Err(rustix::io::Errno::OPNOTSUPP) => {
+                let zeros = vec![0; 1 << 16];
+                (0..len).step_by(zeros.len()).try_for_each(|at| {
+                    let rest = usize::try_from(len - at).map_or(zeros.len(), |rest| rest.min(zeros.len()));
+                    self.0.write_all_at(&zeros[..rest], at)
+                })
+            }
+            allocated => Ok(allocated?),
+        }
     }
 
     fn len(&self) -> io::Result<u64> {

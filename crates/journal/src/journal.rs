@@ -79,6 +79,8 @@ impl<S: Storage> Journal<S> {
             is_preparing: false,
             flight: None,
             flights: 0,
+            waiters: 0,
+            others_waited: false,
             next_usn: header.first_usn,
             written_usn: header.previous_usn,
             durable_usn: header.previous_usn,

@@ -332,6 +332,8 @@ pub(crate) fn recover<S: Storage>(storage: &S) -> Result<(State<S::File>, Recove
         is_preparing: false,
         flight: None,
         flights: 0,
+        waiters: 0,
+        others_waited: false,
         next_usn,
         written_usn: reached,
         durable_usn: reached,

@@ -189,6 +189,10 @@ pub(crate) struct State<F> {
     pub(crate) flight: Option<Flight>,
     /// Counts the flushes begun.
     pub(crate) flights: u64,
+    /// How many threads sleep until a flush ends.
+    pub(crate) waiters: usize,
+    /// Somebody besides the leader waited for the last flush.
+    pub(crate) others_waited: bool,
     pub(crate) next_usn: Usn,
     pub(crate) written_usn: Usn,
     pub(crate) durable_usn: Usn,
@@ -287,7 +291,9 @@ impl<F> State<F> {
         if active.buffer.is_empty() && active.header.is_none() {
             return;
         }
-        let bytes = std::mem::take(&mut active.buffer);
+        // The next group is likely to be about as large as this one.
+        let next = Vec::with_capacity(active.buffer.len());
+        let bytes = std::mem::replace(&mut active.buffer, next);
         let offset = std::mem::replace(&mut active.buffer_offset, active.at);
         self.pending.push(Run {
             sequence: active.sequence,

@@ -381,3 +381,73 @@ fn the_first_number_of_a_journal_can_be_chosen() {
     journal.close().expect("closed");
     assert_eq!(open(&memory).1.last_usn, Usn(1_000_000));
 }
+
+/// A storage whose files panic when they are synced.
+struct Panicking(Memory);
+
+struct PanickingFile(common::MemoryFile);
+
+impl highwater_journal::Storage for Panicking {
+    type File = PanickingFile;
+
+    fn list(&self) -> io::Result<Vec<String>> {
+        self.0.list()
+    }
+
+    fn create(&self, name: &str) -> io::Result<PanickingFile> {
+        self.0.create(name).map(PanickingFile)
+    }
+
+    fn open(&self, name: &str) -> io::Result<PanickingFile> {
+        self.0.open(name).map(PanickingFile)
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        self.0.remove(name)
+    }
+
+    fn replace(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
+        self.0.replace(name, bytes)
+    }
+
+    fn read(&self, name: &str) -> io::Result<Vec<u8>> {
+        self.0.read(name)
+    }
+
+    fn sync_directory(&self) -> io::Result<()> {
+        self.0.sync_directory()
+    }
+}
+
+impl highwater_journal::StorageFile for PanickingFile {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.0.read_at(buffer, offset)
+    }
+
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        assert!(offset == 0, "the storage panics");
+        self.0.write_at(bytes, offset)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+
+    fn preallocate(&self, len: u64) -> io::Result<()> {
+        self.0.preallocate(len)
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        self.0.len()
+    }
+}
+
+#[test]
+fn a_storage_that_panics_stops_the_journal_and_blocks_nobody() {
+    let journal = Arc::new(Journal::create(Panicking(Memory::new()), ID, small()).expect("created"));
+    let usn = journal.append(RecordKind(1), Period(1), b"").expect("appended");
+    let leader = Arc::clone(&journal);
+    std::thread::spawn(move || leader.sync(usn)).join().expect_err("the panic goes on to its caller");
+    assert!(matches!(journal.sync(usn), Err(JournalError::Poisoned(_))));
+    assert!(matches!(journal.append(RecordKind(1), Period(1), b""), Err(AppendError::Poisoned(_))));
+}

@@ -1,8 +1,10 @@
 //! Durable appends per second by 1, 8 and 64 waiters: the journal, SQLite and redb.
 //!
 //! ```text
-//! highwater-journal-bench-peers DIR [ROUNDS] [SECONDS]
+//! highwater-journal-bench-peers DIR [ROUNDS] [SECONDS] [ONLY]
 //! ```
+//!
+//! `ONLY` is a part of the contestants' names.
 //!
 //! Every waiter appends a record of 100 bytes and goes on when it is durable: the pattern of a strict write section. In
 //! each round every contestant gets the same time, one after the other, in an order that turns; the answer is the median
@@ -232,24 +234,27 @@ fn preallocation(path: &Path) -> Result<(), Error> {
 
 fn main() -> Result<(), Error> {
     let mut arguments = std::env::args_os().skip(1);
-    let path =
-        PathBuf::from(arguments.next().ok_or("usage: highwater-journal-bench-peers DIR [ROUNDS] [SECONDS]")?);
+    let path = PathBuf::from(
+        arguments.next().ok_or("usage: highwater-journal-bench-peers DIR [ROUNDS] [SECONDS] [ONLY]")?,
+    );
     let mut number =
         |default: f64| arguments.next().and_then(|text| text.to_str()?.parse().ok()).unwrap_or(default);
     let (rounds, seconds): (f64, f64) = (number(5.0), number(1.5));
+    let only = arguments.next().and_then(|text| text.into_string().ok()).unwrap_or_default();
+    let contestants: Vec<_> = CONTESTANTS.into_iter().filter(|(_, name)| name.contains(&only)).collect();
     let path = path.join("highwater-journal-bench");
     std::fs::create_dir_all(&path)?;
     println!("{:<26}{:>8}{:>12}{:>22}{:>10}{:>10}", "", "waiters", "appends/s", "spread", "p50 us", "p99 us");
     for waiters in WAITERS {
-        let mut results = vec![Vec::new(); CONTESTANTS.len()];
+        let mut results = vec![Vec::new(); contestants.len()];
         for round in 0..rounds as usize {
-            for turn in 0..CONTESTANTS.len() {
-                let index = (round + turn) % CONTESTANTS.len();
-                let outcome = run(CONTESTANTS[index].0, &path, waiters, Duration::from_secs_f64(seconds))?;
+            for turn in 0..contestants.len() {
+                let index = (round + turn) % contestants.len();
+                let outcome = run(contestants[index].0, &path, waiters, Duration::from_secs_f64(seconds))?;
                 results[index].push(outcome);
             }
         }
-        for ((_, name), mut rounds) in CONTESTANTS.iter().zip(results) {
+        for ((_, name), mut rounds) in contestants.iter().zip(results) {
             rounds.sort_by(|a, b| a.0.total_cmp(&b.0));
             let (median, latencies) = &rounds[rounds.len() / 2];
             let spread = format!("{:.0} to {:.0}", rounds[0].0, rounds[rounds.len() - 1].0);
@@ -257,7 +262,9 @@ fn main() -> Result<(), Error> {
             println!("{name:<26}{waiters:>8}{median:>12.0}{spread:>22}{:>10}{:>10}", at(50), at(99));
         }
     }
-    preallocation(&path)?;
+    if only.is_empty() {
+        preallocation(&path)?;
+    }
     std::fs::remove_dir_all(&path)?;
     Ok(())
 }
