@@ -534,6 +534,22 @@ mod tests {
     }
 
     #[test]
+    fn the_document_shows_every_kind() {
+        let document = include_str!("../../../docs/journal-format.md");
+        for body in one_of_each() {
+            let name = match &body {
+                Body::Changed { change, .. } => format!("{change:?}"),
+                other => format!("{other:?}"),
+            };
+            let name = name.split(' ').next().unwrap_or_default();
+            let row = format!("| {} | `{name}` |", body.encode().0.0);
+            assert!(document.contains(&row), "docs/journal-format.md has no row {row:?}");
+        }
+        assert!(document.contains(&format!("0 to {PLACES_MAX}; {PLACES_UNKNOWN}:")));
+        assert!(document.contains(&format!("at most {REASON_BYTES_MAX} bytes")));
+    }
+
+    #[test]
     fn a_payload_that_is_cut_or_too_long_is_refused() {
         for body in one_of_each() {
             let (kind, mut payload) = body.encode();

@@ -89,6 +89,13 @@ impl<S: Storage> Section<S> {
         }
     }
 
+    /// Something has happened in a directory, or may have, and what it was could not be found out: all of it is to be compared.
+    pub fn lost_sight(&self, directory: &FileHandle) {
+        let shared = &*self.shared;
+        self.tail.get_or_init(|| shared.tails.enter_owned());
+        shared.tell_rescan(&**shared.source(), directory, true);
+    }
+
     /// The object has been opened for writing and can change unseen from now on. `sample`: its attributes before that.
     ///
     /// Its intent must have been made sure of in this section.
