@@ -122,7 +122,10 @@ pub(crate) mod kind {
 }
 
 /// The most names of one object that a record tells. More are told as if none were known (`rescan` of everything).
-pub(crate) const PLACES_MAX: usize = 64;
+pub(crate) const PLACES_MAX: usize = 32;
+
+// The largest payload, an intent with PLACES_MAX names, fits into a record.
+const _: () = assert!((PLACES_MAX + 1) * (2 * 256 - 1) <= highwater_journal::PAYLOAD_LIMIT);
 
 /// The count of places that says: there are names, but none is known.
 const PLACES_UNKNOWN: u8 = 255;
