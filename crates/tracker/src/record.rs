@@ -124,8 +124,14 @@ pub(crate) mod kind {
 /// The most names of one object that a record tells. More are told as if none were known (`rescan` of everything).
 pub(crate) const PLACES_MAX: usize = 32;
 
-// The largest payload, an intent with PLACES_MAX names, fits into a record.
-const _: () = assert!((PLACES_MAX + 1) * (2 * 256 - 1) <= highwater_journal::PAYLOAD_LIMIT);
+/// The most bytes of a handle and of a name, each with its length byte.
+const HANDLE_FIELD_MAX: usize = 1 + 4 + crate::handle::HANDLE_BYTES_MAX;
+const NAME_FIELD_MAX: usize = 1 + 255;
+
+// The largest payload, an object with PLACES_MAX names, fits into a record.
+const _: () = assert!(
+    2 + HANDLE_FIELD_MAX + PLACES_MAX * (HANDLE_FIELD_MAX + NAME_FIELD_MAX) <= highwater_journal::PAYLOAD_LIMIT
+);
 
 /// The count of places that says: there are names, but none is known.
 const PLACES_UNKNOWN: u8 = 255;
