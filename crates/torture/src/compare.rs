@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use crate::object::{Captured, Kind, show};
-use crate::replica::Replica;
+use crate::replica::{Held, Replica};
 
 /// One difference.
 pub(crate) struct Difference {
@@ -19,10 +19,11 @@ pub(crate) fn compare(tree: &BTreeMap<Vec<u8>, Captured>, replica: &Replica) -> 
         let text = match held.get(path) {
             None => format!("missing in the replica\n    tree:    {}", described(captured)),
             Some(held) if *held.object != captured.object => format!(
-                "differs in {}\n    tree:    {}\n    replica: {:?}",
+                "differs in {}\n    tree:    {}\n    replica: {:?} ino {}",
                 captured.object.difference(held.object),
                 described(captured),
-                held.object
+                held.object,
+                held.ino
             ),
             Some(_) => continue,
         };
@@ -30,29 +31,38 @@ pub(crate) fn compare(tree: &BTreeMap<Vec<u8>, Captured>, replica: &Replica) -> 
     }
     for (path, held) in &held {
         if !tree.contains_key(path) {
-            let text = format!("not in the tree any more\n    replica: {:?}", held.object);
+            let text = format!("not in the tree any more\n    replica: {:?} ino {}", held.object, held.ino);
             found.push(Difference { path: path.clone(), text });
         }
     }
-    found.extend(links(tree, &held.iter().map(|(path, held)| (&path[..], held.identity)).collect()));
+    found.extend(links(tree, &held));
     found
 }
 
-/// Names of one object in the tree must be names of one object in the replica, and the other way round.
-fn links(tree: &BTreeMap<Vec<u8>, Captured>, identities: &BTreeMap<&[u8], u64>) -> Vec<Difference> {
+/// Names of one object in the tree must be names of one object in the replica, and the other way round. Which object that
+/// is, the replica knows by the inode number that it copied from: not told of a change, it has an old one.
+fn links(tree: &BTreeMap<Vec<u8>, Captured>, replica: &BTreeMap<Vec<u8>, Held<'_>>) -> Vec<Difference> {
     let mut by_ino: HashMap<u64, (&[u8], u64)> = HashMap::new();
-    let mut by_identity: HashMap<u64, (&[u8], u64)> = HashMap::new();
+    let mut by_copied: HashMap<u64, (&[u8], u64)> = HashMap::new();
     let mut found = Vec::new();
     for (path, captured) in tree.iter().filter(|(_, captured)| captured.object.kind != Kind::Directory) {
-        let Some(&identity) = identities.get(&path[..]) else { continue };
-        let (first, expected) = *by_ino.entry(captured.ino).or_insert((path, identity));
-        if expected != identity {
-            let text = format!("is a hard link of {} in the tree, not in the replica", show(first));
+        let Some(&Held { ino: copied, node, .. }) = replica.get(path) else { continue };
+        let ino = captured.ino;
+        let numbers = format!("tree: ino {ino}, replica: node {node}, copied from ino {copied}");
+        let (first, expected) = *by_ino.entry(ino).or_insert((path, copied));
+        if expected != copied {
+            let text = format!(
+                "is a hard link of {} in the tree, not in the replica\n    {numbers}, the other from {expected}",
+                show(first)
+            );
             found.push(Difference { path: path.clone(), text });
         }
-        let (first, ino) = *by_identity.entry(identity).or_insert((path, captured.ino));
-        if ino != captured.ino {
-            let text = format!("is a hard link of {} in the replica, not in the tree", show(first));
+        let (first, expected) = *by_copied.entry(copied).or_insert((path, ino));
+        if expected != ino {
+            let text = format!(
+                "is a hard link of {} in the replica, not in the tree\n    {numbers}, the other is ino {expected}",
+                show(first)
+            );
             found.push(Difference { path: path.clone(), text });
         }
     }

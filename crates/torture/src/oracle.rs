@@ -59,6 +59,9 @@ pub(crate) struct OracleArgs {
     /// How the consumer deals with objects that move while it copies.
     #[arg(long, value_enum, default_value_t)]
     consumer: Policy,
+    /// The consumer dies now and then with a batch half applied, or applied and not acked, and asks again.
+    #[arg(long)]
+    crash_consumer: bool,
     /// The consumer asks only in pauses: to tell a missed change from a race with the consumer.
     #[arg(long)]
     quiet_consumer: bool,
@@ -97,6 +100,7 @@ impl OracleArgs {
             (" --kill", self.kill),
             (" --restart", self.restart),
             (" --consumer careful", self.consumer == Policy::Careful),
+            (" --crash-consumer", self.crash_consumer),
             (" --quiet-consumer", self.quiet_consumer),
             (" --one-answer", self.one_answer),
             (" --allow-fresh", self.allow_fresh),
@@ -128,6 +132,8 @@ struct Consumer {
     /// The replica after a batch whose ack failed: the next answer tells whether it arrived.
     in_doubt: Option<(String, Replica)>,
     policy: Policy,
+    /// Decides when the consumer dies, if it does.
+    crashes: Option<Rng>,
     answers: Vec<Answer>,
     log: File,
     fresh: u64,
@@ -205,6 +211,7 @@ fn rounds(arguments: &OracleArgs, seed: u64, scratch: &Scratch, totals: &mut Tot
         cursor: None,
         in_doubt: None,
         policy: arguments.consumer,
+        crashes: arguments.crash_consumer.then(|| Rng::with_seed(seed ^ 0x6372_6173_6865)),
         answers: Vec::new(),
         log: File::create(scratch.evidence.join("answers.log"))?,
         fresh: 0,
@@ -298,7 +305,11 @@ fn round(
         }
     }
     writeln!(consumer.log, "--- pause")?;
-    for _ in 0..ANSWERS_PER_PAUSE_MAX {
+    let mut answers = 0;
+    // Deaths of the consumer cost answers too.
+    let answers_max = ANSWERS_PER_PAUSE_MAX * if arguments.crash_consumer { 5 } else { 1 };
+    while answers < answers_max {
+        answers += 1;
         let lines = match volume {
             Volume::Real { product, .. } => consumer.turn_through_outages(product, scratch, arguments)?,
             Volume::Fake(fake) => consumer.turn_fake(fake, &scratch.tree)?,
@@ -322,7 +333,10 @@ fn check(arguments: &OracleArgs, scratch: &Scratch, consumer: &Consumer, volume:
     let mut differences = compare(&tree, replica);
     if matches!(volume, Volume::Real { .. }) && !arguments.skip_lower {
         let lower = Tree::open(&scratch.lower)?.everything()?;
-        let views = compare_views(&tree, &lower);
+        let mut views = compare_views(&tree, &lower);
+        for difference in views.iter_mut().take(10) {
+            difference.text += &probe(&scratch.tree, &difference.path)?;
+        }
         if !views.is_empty() {
             differences
                 .push(Difference { path: Vec::new(), text: format!("--- {} of two views:", views.len()) });
@@ -333,6 +347,16 @@ fn check(arguments: &OracleArgs, scratch: &Scratch, consumer: &Consumer, volume:
         return Ok(tree.len());
     }
     bail!("{}", report(&differences, consumer, scratch))
+}
+
+/// How the mount answers for one path, by name and by listing: a stale cache of the kernel shows in one of them.
+fn probe(tree: &Path, path: &[u8]) -> Result<String> {
+    let tree = Tree::open(tree)?;
+    let slash = path.iter().rposition(|byte| *byte == b'/');
+    let (parent, name) = slash.map_or((&b"."[..], path), |at| (&path[..at], &path[at + 1..]));
+    let by_name = tree.capture(path)?.is_some();
+    let listed = tree.list(parent)?.is_some_and(|entries| entries.iter().any(|(entry, _)| entry == name));
+    Ok(format!("\n    asked again, the mount finds it by name: {by_name}, lists it: {listed}"))
 }
 
 fn report(differences: &[Difference], consumer: &Consumer, scratch: &Scratch) -> String {
@@ -388,11 +412,20 @@ impl Consumer {
         let answer = product.changes(CONSUMER)?;
         self.settle_doubt(&answer)?;
         let tree = Tree::open(&scratch.tree)?;
-        let next = self.applied(&tree, &answer, allow_fresh)?;
+        if self.dies_in_the_middle(&tree, &answer)? {
+            return Ok(self.keep(answer).max(1));
+        }
+        let mut next = self.applied(&tree, &answer, allow_fresh)?;
+        self.log_reads(&answer, std::mem::take(&mut next.reads));
         match product.ack(CONSUMER, &answer.cursor) {
             Ok(()) => {
                 self.replica = Some(next);
                 self.cursor = Some(answer.cursor.clone());
+            }
+            Err(error) if self.crashes.is_some() => {
+                // It does not know that this batch is in its replica, and will apply it again.
+                self.replica = Some(next);
+                return Err(error.into());
             }
             Err(error) => {
                 self.in_doubt = Some((answer.cursor.clone(), next));
@@ -400,6 +433,22 @@ impl Consumer {
             }
         }
         Ok(self.keep(answer))
+    }
+
+    /// Sometimes applies only the first lines and does not ack: what a consumer leaves that is killed. True if so.
+    fn dies_in_the_middle(&mut self, tree: &Tree, answer: &Answer) -> Result<bool, Trouble> {
+        let Some(rng) = &mut self.crashes else { return Ok(false) };
+        if answer.fresh || answer.lines.is_empty() || rng.u32(0..5) > 0 {
+            return Ok(false);
+        }
+        let applied = rng.usize(0..=answer.lines.len());
+        if let Some(replica) = &mut self.replica {
+            let _ = writeln!(self.log, "(the consumer dies after {applied} lines of the next answer)");
+            replica.apply(tree, &answer.lines[..applied])?;
+            let reads = std::mem::take(&mut replica.reads);
+            self.log_reads(answer, reads);
+        }
+        Ok(true)
     }
 
     /// The next answer begins at the cursor that is stored: so it tells whether the last ack has arrived.
@@ -410,7 +459,8 @@ impl Consumer {
             self.cursor = Some(cursor);
             self.replica = Some(replica);
         }
-        if !answer.fresh && answer.since != self.cursor {
+        // A consumer that dies may have stored an ack that it does not know of.
+        if !answer.fresh && answer.since != self.cursor && self.crashes.is_none() {
             return Err(Trouble::Broken(format!(
                 "the answer begins at {:?}, but {:?} was acked last",
                 answer.since, self.cursor
@@ -441,13 +491,16 @@ impl Consumer {
         }
     }
 
+    fn log_reads(&mut self, answer: &Answer, reads: Vec<String>) {
+        let _ = writeln!(self.log, "{} since {:?} fresh {}", answer.cursor, answer.since, answer.fresh);
+        for read in reads {
+            let _ = writeln!(self.log, "{read}");
+        }
+    }
+
     fn keep(&mut self, answer: Answer) -> usize {
         let count = answer.lines.len();
         self.lines += count as u64;
-        let _ = writeln!(self.log, "{} since {:?} fresh {}", answer.cursor, answer.since, answer.fresh);
-        for line in &answer.lines {
-            let _ = writeln!(self.log, "  {}", line.show());
-        }
         self.answers.push(answer);
         if self.answers.len() > 400 {
             self.answers.drain(..200);
@@ -478,7 +531,9 @@ impl Consumer {
     fn turn_fake(&mut self, fake: &mut Fake, tree: &Path) -> Result<usize> {
         let tree = Tree::open(tree)?;
         let answer = fake.changes(&tree)?;
-        let next = self.applied(&tree, &answer, false).map_err(|trouble| anyhow::anyhow!("{trouble:?}"))?;
+        let mut next =
+            self.applied(&tree, &answer, false).map_err(|trouble| anyhow::anyhow!("{trouble:?}"))?;
+        self.log_reads(&answer, std::mem::take(&mut next.reads));
         self.replica = Some(next);
         Ok(self.keep(answer))
     }

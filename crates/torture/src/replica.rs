@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::io;
 
 use crate::line::{Line, LineKind, is_at_or_below};
-use crate::object::{Captured, Kind, Object, Tree, join};
+use crate::object::{Captured, Kind, Object, Tree, join, show};
 
 type NodeId = u64;
 const ROOT: NodeId = 0;
@@ -22,11 +22,11 @@ pub(crate) enum Policy {
     Careful,
 }
 
+/// One name and what is there. Names of one object are nodes that were copied from one inode number.
 #[derive(Clone)]
 struct Node {
     object: Object,
     ino: u64,
-    links: u32,
     children: BTreeMap<Vec<u8>, NodeId>,
 }
 
@@ -45,23 +45,33 @@ pub(crate) struct Replica {
     nodes: HashMap<NodeId, Node>,
     next: NodeId,
     /// Non-directories by the inode number that they had when copied: how hard links are found.
-    by_ino: HashMap<u64, NodeId>,
+    by_ino: HashMap<u64, Vec<NodeId>>,
     policy: Policy,
     last_batch: Vec<Applied>,
+    /// What was read and what became of it, for the evidence. Taken by the caller.
+    pub(crate) reads: Vec<String>,
 }
 
 /// What a replica says about one path.
 pub(crate) struct Held<'a> {
     pub(crate) object: &'a Object,
-    /// Equal for names of one object.
-    pub(crate) identity: u64,
+    /// The inode number that it had when it was copied.
+    pub(crate) ino: u64,
+    /// Of directories none.
+    pub(crate) node: u64,
 }
 
 impl Replica {
     /// Takes everything: what a consumer does after a fresh answer, and only then.
     pub(crate) fn fresh(tree: &Tree, policy: Policy) -> io::Result<Self> {
-        let mut replica =
-            Self { nodes: HashMap::new(), next: 1, by_ino: HashMap::new(), policy, last_batch: Vec::new() };
+        let mut replica = Self {
+            nodes: HashMap::new(),
+            next: 1,
+            by_ino: HashMap::new(),
+            policy,
+            last_batch: Vec::new(),
+            reads: Vec::new(),
+        };
         let root = tree.capture(b".")?.ok_or_else(|| io::Error::other("the root of the tree is gone"))?;
         replica.nodes.insert(ROOT, node(root));
         replica.take_children(tree, b".", ROOT)?;
@@ -95,6 +105,7 @@ impl Replica {
                     recursive: line.recursive,
                 });
             }
+            self.reads.push(format!("  {}", line.show()));
             self.apply_one(tree, line)?;
         }
         for applied in &again {
@@ -178,16 +189,13 @@ impl Replica {
             Some((parent, name, id))
         });
         let Some((from_parent, from_name, id)) = held else { return self.take_whole(tree, to) };
-        let Some((to_parent, to_name)) = self.parent(to) else { return Ok(()) };
-        if from != to && is_at_or_below(to, from) {
-            // Into itself: what is held at `from` cannot be what the line means.
+        let target = self.parent(to);
+        let Some((to_parent, to_name)) = target.filter(|_| from == to || !is_at_or_below(to, from)) else {
+            // Where it went is not held, as it was gone when its line was applied: it is told again. Here it is no more.
+            self.remove(from_parent, &from_name);
             return Ok(());
-        }
-        if self.nodes[&to_parent].children.get(&to_name) == Some(&id) {
-            // Two names of one object: rename(2) leaves both, a tracker that tells it means that `from` is gone.
-            if from != to {
-                self.remove(from_parent, &from_name);
-            }
+        };
+        if from == to {
             return Ok(());
         }
         self.node(from_parent).children.remove(&from_name);
@@ -203,12 +211,15 @@ impl Replica {
 
     /// Compares a directory with the tree: takes what is not held whole, removes what is gone, reads the rest again.
     fn rescan(&mut self, tree: &Tree, path: &[u8], recursive: bool) -> io::Result<()> {
-        let Some(id) = self.find(path) else { return self.take_whole(tree, path) };
-        let Some(entries) = tree.list(path)? else { return self.copy(tree, path, false) };
-        if self.nodes[&id].object.kind != Kind::Directory {
+        if self.find(path).is_none_or(|id| self.nodes[&id].object.kind != Kind::Directory) {
             return self.take_whole(tree, path);
         }
+        let Some(entries) = tree.list(path)? else { return self.copy(tree, path, false) };
         self.copy(tree, path, false)?;
+        let Some(id) = self.find(path).filter(|id| self.nodes[id].object.kind == Kind::Directory) else {
+            // Something else has come there since it was listed.
+            return Ok(());
+        };
         let present: HashMap<&[u8], Kind> = entries.iter().map(|(name, kind)| (&name[..], *kind)).collect();
         let gone: Vec<Vec<u8>> = self.nodes[&id]
             .children
@@ -261,6 +272,13 @@ impl Replica {
 
     /// Puts a captured object at a name. A directory that is held keeps its children unless `created`.
     fn place(&mut self, parent: NodeId, name: &[u8], captured: Captured, created: bool) -> NodeId {
+        let (ino, nlink, size) = (captured.ino, captured.nlink, captured.object.content.len());
+        let id = self.put(parent, name, captured, created);
+        self.reads.push(format!("    read {} ino {ino} nlink {nlink} size {size}, node {id}", show(name)));
+        id
+    }
+
+    fn put(&mut self, parent: NodeId, name: &[u8], captured: Captured, created: bool) -> NodeId {
         let existing = self.nodes[&parent].children.get(name).copied();
         if captured.object.kind == Kind::Directory {
             if let Some(id) = existing
@@ -275,28 +293,18 @@ impl Replica {
             self.remove(parent, name);
             return self.insert(parent, name, node(captured));
         }
-        if let Some(id) = existing {
-            let held = &self.nodes[&id];
-            let same = held.object.kind == captured.object.kind && held.ino == captured.ino;
-            if same && (captured.nlink > 1 || held.links == 1) {
-                self.node(id).object = captured.object;
-                return id;
+        self.remove(parent, name);
+        let ino = captured.ino;
+        if captured.nlink > 1 {
+            // The names that are held of this object show what has just been read.
+            for id in self.by_ino.get(&ino).cloned().unwrap_or_default() {
+                if self.nodes[&id].object.kind == captured.object.kind {
+                    self.node(id).object = captured.object.clone();
+                }
             }
         }
-        self.remove(parent, name);
-        if captured.nlink > 1
-            && let Some(&id) = self.by_ino.get(&captured.ino)
-            && self.nodes[&id].object.kind == captured.object.kind
-        {
-            let held = self.node(id);
-            held.object = captured.object;
-            held.links += 1;
-            self.node(parent).children.insert(name.to_vec(), id);
-            return id;
-        }
-        let ino = captured.ino;
         let id = self.insert(parent, name, node(captured));
-        self.by_ino.insert(ino, id);
+        self.by_ino.entry(ino).or_default().push(id);
         id
     }
 
@@ -315,14 +323,9 @@ impl Replica {
     }
 
     fn forget(&mut self, id: NodeId) {
-        let node = self.node(id);
-        node.links -= 1;
-        if node.links > 0 {
-            return;
-        }
         if let Some(node) = self.nodes.remove(&id) {
-            if self.by_ino.get(&node.ino) == Some(&id) {
-                self.by_ino.remove(&node.ino);
+            if let Some(ids) = self.by_ino.get_mut(&node.ino) {
+                ids.retain(|other| *other != id);
             }
             for child in node.children.into_values() {
                 self.forget(child);
@@ -341,14 +344,14 @@ impl Replica {
         while let Some((path, id)) = todo.pop() {
             let node = &self.nodes[&id];
             todo.extend(node.children.iter().map(|(name, child)| (join(&path, name), *child)));
-            all.insert(path, Held { object: &node.object, identity: id });
+            all.insert(path, Held { object: &node.object, ino: node.ino, node: id });
         }
         all
     }
 }
 
 fn node(captured: Captured) -> Node {
-    Node { object: captured.object, ino: captured.ino, links: 1, children: BTreeMap::new() }
+    Node { object: captured.object, ino: captured.ino, children: BTreeMap::new() }
 }
 
 /// The lines at or below `from`, at their new place; of a rescan above it, the part that has moved.

@@ -73,7 +73,8 @@ pub(crate) fn main(arguments: &WorkerArgs) -> Result<()> {
         let count: u64 = line.strip_prefix("go ").context("expected `go N`")?.parse()?;
         worker.round(count)?;
         worker.log.flush()?;
-        println!("done {count}");
+        // An error: the oracle is gone, and nobody is left to work for.
+        writeln!(io::stdout(), "done {count}")?;
         io::stdout().flush()?;
     }
     Ok(())

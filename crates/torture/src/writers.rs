@@ -4,12 +4,16 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+use crate::cleanup::Guard;
+
 struct Writer {
-    child: Child,
+    child: Arc<Mutex<Child>>,
+    _undo: Guard,
     commands: ChildStdin,
     done: Receiver<String>,
 }
@@ -41,7 +45,13 @@ impl Writers {
                     let _ = tell.send(line);
                 }
             });
-            writers.0.push(Writer { child, commands, done });
+            let child = Arc::new(Mutex::new(child));
+            let undo = Guard::new({
+                let child = Arc::clone(&child);
+                // `Child` knows whether it has been waited for, so no other process is hit.
+                move || drop(lock(&child).kill())
+            });
+            writers.0.push(Writer { child, _undo: undo, commands, done });
         }
         Ok(writers)
     }
@@ -60,10 +70,10 @@ impl Writers {
             match writer.done.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
                 Ok(_) => {}
                 Err(RecvTimeoutError::Disconnected) => {
-                    bail!("writer {id} has ended: {:?}", writer.child.try_wait())
+                    bail!("writer {id} has ended: {:?}", lock(&writer.child).try_wait())
                 }
                 Err(RecvTimeoutError::Timeout) => {
-                    let pid = writer.child.id();
+                    let pid = lock(&writer.child).id();
                     let waits = std::fs::read_to_string(format!("/proc/{pid}/stack")).unwrap_or_default();
                     bail!("writer {id} (pid {pid}) is stuck:\n{waits}")
                 }
@@ -73,15 +83,19 @@ impl Writers {
     }
 }
 
+fn lock(child: &Mutex<Child>) -> MutexGuard<'_, Child> {
+    child.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Drop for Writers {
     fn drop(&mut self) {
         for writer in &mut self.0 {
-            let _ = writer.child.kill();
+            let _ = lock(&writer.child).kill();
         }
         let deadline = Instant::now() + Duration::from_secs(10);
         for writer in &mut self.0 {
             // A writer in an uninterruptible wait must not keep the clean-up from ending that wait.
-            while Instant::now() < deadline && matches!(writer.child.try_wait(), Ok(None)) {
+            while Instant::now() < deadline && matches!(lock(&writer.child).try_wait(), Ok(None)) {
                 std::thread::sleep(Duration::from_millis(5));
             }
         }
