@@ -15,7 +15,7 @@ fn main() {
     options.limit_bytes = 16 * options.segment_bytes;
     let directory = Directory::open(path).expect("a directory of mode 0700");
     let id = JournalId(*b"highwater fixtur");
-    let journal = Journal::create(directory, id, options).expect("an empty directory");
+    let mut journal = Journal::create(directory, id, options).expect("an empty directory");
     for number in 1..=100u8 {
         let payload = vec![number; usize::from(number) * 10];
         let usn = journal

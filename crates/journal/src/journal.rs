@@ -155,11 +155,11 @@ impl<S: Storage> Journal<S> {
     }
 
     /// Makes everything durable and notes that the journal was left whole, so that the next open goes on where this
-    /// one ended.
+    /// one ended. To be called last: a record that is appended after it takes the note back.
     ///
     /// # Errors
     /// [`JournalError::Poisoned`]; the next open then recovers as after a crash.
-    pub fn close(self) -> Result<(), JournalError> {
+    pub fn close(&mut self) -> Result<(), JournalError> {
         let mut state = self.lock();
         if let Some(poison) = &state.poison {
             return Err(poison.clone().into());

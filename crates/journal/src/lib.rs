@@ -10,7 +10,7 @@
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! # let parent = tempfile::tempdir()?;
 //! # let path = parent.path().join("state");
-//! let journal = Journal::create(Directory::open(&path)?, JournalId([7; 16]), Options::default())?;
+//! let mut journal = Journal::create(Directory::open(&path)?, JournalId([7; 16]), Options::default())?;
 //! let usn = journal.append(RecordKind(1), Period(1), b"an intent")?;
 //! journal.sync(usn)?;
 //! journal.close()?;

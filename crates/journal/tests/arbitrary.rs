@@ -8,7 +8,7 @@ use proptest::prelude::*;
 
 fn try_everything(memory: &Memory) {
     let _ = inspect(memory, true, drop);
-    if let Ok((journal, _)) = Journal::open(memory.clone(), small()) {
+    if let Ok((mut journal, _)) = Journal::open(memory.clone(), small()) {
         let _ = journal.records(Start::Oldest).count();
         let _ = journal.append(highwater_journal::RecordKind(0), highwater_journal::Period(0), b"more");
         let _ = journal.close();
@@ -17,7 +17,7 @@ fn try_everything(memory: &Memory) {
 
 fn journal() -> Memory {
     let memory = Memory::new();
-    let journal = Journal::create(memory.clone(), ID, small()).expect("created");
+    let mut journal = Journal::create(memory.clone(), ID, small()).expect("created");
     for number in 0..80 {
         append(&journal, number, &common::payload(number));
     }

@@ -28,7 +28,7 @@ struct Known {
 /// Runs the same work for the same seed, until it is done or the crash comes.
 fn run(memory: &Memory, seed: u64, known: &mut Known) -> Option<()> {
     let mut random = Random(seed);
-    let journal = match Journal::create(memory.clone(), ID, small()) {
+    let mut journal = match Journal::create(memory.clone(), ID, small()) {
         Ok(journal) => journal,
         Err(OpenError::Exists { .. }) => Journal::open(memory.clone(), small()).ok()?.0,
         Err(_) => return None,

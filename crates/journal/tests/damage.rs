@@ -60,7 +60,7 @@ fn any_flipped_byte_of_durable_records_is_noticed_even_in_the_last_batch() {
 
 #[test]
 fn any_flipped_byte_of_a_closed_journal_is_noticed() {
-    let (memory, records, journal) = few_records(1);
+    let (memory, records, mut journal) = few_records(1);
     journal.close().expect("closed");
     flip_every_byte(&memory, &records);
 }
@@ -116,7 +116,7 @@ fn a_file_cut_at_any_length_is_noticed() {
 #[test]
 fn a_missing_file_is_noticed() {
     let memory = Memory::new();
-    let journal = Journal::create(memory.clone(), ID, small()).expect("created");
+    let mut journal = Journal::create(memory.clone(), ID, small()).expect("created");
     for number in 1..=200 {
         append(&journal, number, &[0x5a; 2000]);
     }
@@ -160,7 +160,7 @@ fn a_segment_of_another_journal_or_place_is_refused() {
     // Two journals of the same name, the segments of one in the other's place: the chain does not fit.
     let big = |byte: u8| {
         let memory = Memory::new();
-        let journal = Journal::create(memory.clone(), ID, small()).expect("created");
+        let mut journal = Journal::create(memory.clone(), ID, small()).expect("created");
         for _ in 0..60 {
             append(&journal, 1, &[byte; 2000]);
         }
@@ -236,7 +236,7 @@ fn a_torn_tail_is_told_and_never_read_again() {
     let torn = Memory::new();
     torn.put_file("journal-00000000000000000001.hwj", bytes);
     torn.put_file("journal.manifest", memory.bytes("journal.manifest"));
-    let (journal, recovered) = Journal::open(torn.clone(), small()).expect("opened");
+    let (mut journal, recovered) = Journal::open(torn.clone(), small()).expect("opened");
     let tail = recovered.torn_tail.expect("a torn tail");
     assert!(tail.segment == 1 && tail.offset >= end as u64 && tail.bytes > 2000, "{tail:?}");
     let kept = all(&journal).len();

@@ -19,7 +19,7 @@ fn state() -> (tempfile::TempDir, PathBuf) {
 #[test]
 fn a_journal_survives_its_process_in_a_directory() {
     let (_parent, path) = state();
-    let journal = Journal::create(Directory::open(&path).expect("made"), ID, small()).expect("created");
+    let mut journal = Journal::create(Directory::open(&path).expect("made"), ID, small()).expect("created");
     for number in 0..2000u64 {
         let usn =
             journal.append(RecordKind(1), Period(number / 100), &common::payload(number)).expect("appended");
@@ -32,6 +32,7 @@ fn a_journal_survives_its_process_in_a_directory() {
     }
     let before = all(&journal);
     journal.close().expect("closed");
+    drop(journal);
     let (journal, recovered) =
         Journal::open(Directory::open(&path).expect("opened"), small()).expect("opened");
     assert!(recovered.is_clean);

@@ -7,7 +7,7 @@ use highwater_journal::{DamageReason, Journal, OpenError, Period, Record, Segmen
 
 fn journal_of_three_segments() -> Memory {
     let memory = Memory::new();
-    let journal = Journal::create(memory.clone(), ID, small()).expect("created");
+    let mut journal = Journal::create(memory.clone(), ID, small()).expect("created");
     for number in 1..=80 {
         let usn = append(&journal, number / 10, &[0x5a; 2000]);
         journal.sync(usn).expect("synced");

@@ -23,7 +23,7 @@ fn open(memory: &Memory) -> (Journal<Memory>, highwater_journal::Recovered) {
 #[test]
 fn records_come_back_in_order_over_many_segments_and_a_close() {
     let memory = Memory::new();
-    let journal = create(&memory);
+    let mut journal = create(&memory);
     for number in 1..=2000 {
         assert_eq!(append(&journal, number / 100, &payload(number)), Usn(number));
         if number % 37 == 0 {
@@ -166,7 +166,7 @@ fn many_threads_append_sync_and_read_at_once() {
 #[test]
 fn a_full_disk_refuses_records_keeps_room_for_one_and_recovers() {
     let memory = Memory::new();
-    let journal = create(&memory);
+    let mut journal = create(&memory);
     memory.set_full(true);
     let mut accepted = 0;
     let error = loop {
@@ -198,7 +198,7 @@ fn a_full_disk_refuses_records_keeps_room_for_one_and_recovers() {
 #[test]
 fn a_full_disk_still_takes_the_clean_end() {
     let memory = Memory::new();
-    let journal = create(&memory);
+    let mut journal = create(&memory);
     memory.set_full(true);
     while journal.append(RecordKind(1), Period(1), &[7; 33]).is_ok() {}
     let last = journal.append_reserved(RecordKind(9), Period(1), &[1; 256]).expect("reserved");
@@ -286,7 +286,7 @@ fn the_first_failure_stops_the_journal_for_good() {
     for kind in [io::ErrorKind::Other, io::ErrorKind::StorageFull] {
         for wanted in [Operation::Write, Operation::SyncData] {
             let memory = Memory::new();
-            let journal = create(&memory);
+            let mut journal = create(&memory);
             let durable = append(&journal, 1, b"durable");
             journal.sync(durable).expect("synced");
             let lost = append(&journal, 1, b"perhaps lost");
@@ -360,7 +360,7 @@ fn there_is_one_journal_in_a_storage() {
 #[test]
 fn a_payload_has_a_limit() {
     let memory = Memory::new();
-    let journal = create(&memory);
+    let mut journal = create(&memory);
     append(&journal, 1, &vec![3; PAYLOAD_LIMIT]);
     append(&journal, 1, &vec![0; PAYLOAD_LIMIT]);
     let too_large = journal.append(RecordKind(1), Period(1), &vec![3; PAYLOAD_LIMIT + 1]);
@@ -376,7 +376,7 @@ fn the_first_number_of_a_journal_can_be_chosen() {
     let memory = Memory::new();
     let mut options = small();
     options.first_usn = Usn(1_000_000);
-    let journal = Journal::create(memory.clone(), ID, options).expect("created");
+    let mut journal = Journal::create(memory.clone(), ID, options).expect("created");
     assert_eq!(append(&journal, 5, b"first"), Usn(1_000_000));
     journal.close().expect("closed");
     assert_eq!(open(&memory).1.last_usn, Usn(1_000_000));

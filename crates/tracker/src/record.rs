@@ -130,7 +130,8 @@ const NAME_FIELD_MAX: usize = 1 + 255;
 
 // The largest payload, an object with PLACES_MAX names, fits into a record.
 const _: () = assert!(
-    2 + HANDLE_FIELD_MAX + PLACES_MAX * (HANDLE_FIELD_MAX + NAME_FIELD_MAX) <= highwater_journal::PAYLOAD_LIMIT
+    2 + HANDLE_FIELD_MAX + PLACES_MAX * (HANDLE_FIELD_MAX + NAME_FIELD_MAX)
+        <= highwater_journal::PAYLOAD_LIMIT
 );
 
 /// The count of places that says: there are names, but none is known.

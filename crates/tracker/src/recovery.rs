@@ -65,6 +65,13 @@ pub(crate) struct Found {
     lost: Option<String>,
 }
 
+impl Found {
+    /// The tracker before this one did not stop cleanly.
+    pub(crate) fn has_crashed(&self) -> bool {
+        self.crashed
+    }
+}
+
 /// What the scan of the journal adds to it.
 #[derive(Debug)]
 struct Scan {

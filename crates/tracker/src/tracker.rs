@@ -156,10 +156,23 @@ pub(crate) struct Shared<S: Storage> {
     /// Intents have been recorded since the horizon moved.
     pub(crate) is_unstable: AtomicBool,
     pub(crate) stopping: AtomicBool,
+    /// The journal says that everything is stable.
+    is_stopped: AtomicBool,
     pub(crate) horizon_turn: Mutex<()>,
     pub(crate) horizon_wake: (Mutex<Wake>, Condvar),
     horizon: Mutex<Option<std::thread::JoinHandle<()>>>,
     pub(crate) found: Mutex<Option<Found>>,
+}
+
+/// After a clean stop, the last one to go closes the journal, which saves the next start a new segment.
+impl<S: Storage> Drop for Shared<S> {
+    fn drop(&mut self) {
+        if *self.is_stopped.get_mut()
+            && let Err(error) = self.journal.close()
+        {
+            tracing::warn!(error = crate::error::with_causes(&error), "the journal was not closed");
+        }
+    }
 }
 
 impl<S: Storage> Shared<S> {
@@ -198,6 +211,7 @@ impl<S: Storage> Shared<S> {
             waits: AtomicU64::new(0),
             is_unstable: AtomicBool::new(true),
             stopping: AtomicBool::new(false),
+            is_stopped: AtomicBool::new(false),
             horizon_turn: Mutex::new(()),
             horizon_wake: (Mutex::new(Wake::No), Condvar::new()),
             horizon: Mutex::new(None),
@@ -278,6 +292,7 @@ impl<S: Storage> Tracker<S> {
         let shared = &self.shared;
         assert!(shared.source.set(source).is_ok(), "a tracker is started once");
         let found = shared.found.lock().take().expect("start is called once");
+        let has_crashed = found.has_crashed();
         shared.tell_found(found)?;
         // Only now: a change must not be recorded before what it follows.
         let guard = shared.source_is_set.0.lock();
@@ -389,6 +404,9 @@ impl<S: Storage> Tracker<S> {
         shared.stopping.store(true, Ordering::Relaxed);
         shared.first_change.notify_all();
         self.end_horizon();
-        shared.close()
+        shared.close()?;
+        // ORDERING: read by the last owner, who has exclusive access.
+        shared.is_stopped.store(true, Ordering::Relaxed);
+        Ok(())
     }
 }
