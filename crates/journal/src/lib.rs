@@ -14,6 +14,7 @@
 //! let usn = journal.append(RecordKind(1), Period(1), b"an intent")?;
 //! journal.sync(usn)?;
 //! journal.close()?;
+//! drop(journal);
 //!
 //! let (journal, recovered) = Journal::open(Directory::open(&path)?, Options::default())?;
 //! assert_eq!(recovered.last_usn, usn);
