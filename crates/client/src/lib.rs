@@ -48,5 +48,5 @@ pub use message::*;
 pub use mounts::{StackedMount, stacked_mounts};
 pub use refusal::{Holder, Refusal};
 pub use registration::{DirectoryLock, Registration, RegistrationError, process_start_ticks};
-pub use runtime::{RuntimeDirectory, RuntimeError, canonical_directory};
+pub use runtime::{RuntimeDirectory, RuntimeError, canonical_directory, directory_key};
 pub use volume::{CallError, Changes, ConnectError, Follow, NotTracked, Since, Volume};

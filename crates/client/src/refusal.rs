@@ -40,6 +40,13 @@ pub enum Refusal {
         /// The text.
         name: String,
     },
+    /// There are too many consumers already.
+    #[serde(rename = "io.highwater.Volume.TooManyConsumers")]
+    #[error("there are {consumers_max} consumers already, which is the most; remove one first")]
+    TooManyConsumers {
+        /// The limit.
+        consumers_max: u64,
+    },
     /// An ack may not go back.
     #[serde(rename = "io.highwater.Volume.AckBackwards")]
     #[error("consumer {name:?} has acked {acked} already, {given} is older; an ack never goes back")]

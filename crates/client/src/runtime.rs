@@ -17,6 +17,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+/// Enough to be recognised, and well below what a name may have.
+const NAME_CHARS_MAX: usize = 64;
+
 /// The directory of the sockets and registrations of one user.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RuntimeDirectory(PathBuf);
@@ -85,7 +88,7 @@ impl RuntimeDirectory {
 
     /// A file for a tracked directory, given by its canonical path.
     pub fn file_for(&self, directory: &Path, suffix: &str) -> PathBuf {
-        self.0.join(format!("{:016x}.{suffix}", hash(directory.as_os_str().as_bytes())))
+        self.0.join(format!("{:016x}.{suffix}", hash(directory)))
     }
 
     /// The socket for a tracked directory, given by its canonical path.
@@ -94,9 +97,18 @@ impl RuntimeDirectory {
     }
 }
 
+/// A name for what belongs to a directory, given by its canonical path: readable, unique, the same for ever.
+pub fn directory_key(directory: &Path) -> String {
+    let name = directory.file_name().unwrap_or_default().to_string_lossy();
+    let plain = |character: &char| character.is_ascii_alphanumeric() || "._-".contains(*character);
+    let name: String = name.chars().filter(plain).take(NAME_CHARS_MAX).collect();
+    format!("{name}-{:016x}", hash(directory))
+}
+
 /// FNV-1a, 64 bits: the same on every machine and in every version. The registration holds the whole path, so that two
 /// directories with one hash are noticed and not mixed up.
-fn hash(bytes: &[u8]) -> u64 {
+fn hash(directory: &Path) -> u64 {
+    let bytes = directory.as_os_str().as_bytes();
     bytes
         .iter()
         .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3))
@@ -138,6 +150,13 @@ mod tests {
             runtime.file_for(Path::new(""), "json"),
             Path::new("/run/highwater/cbf29ce484222325.json")
         );
+    }
+
+    #[test]
+    fn the_key_of_a_directory_is_a_plain_name() {
+        assert_eq!(directory_key(Path::new("/srv/my data")), "mydata-e9233d807627f9aa");
+        assert_eq!(directory_key(Path::new("/")), "-af63a24c860189fe");
+        assert_eq!(directory_key(&Path::new("/").join("x".repeat(255))).len(), 64 + 1 + 16);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::{ArgAction, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
-use crate::commands::{ack, barrier, changes, consumer, follow, run, status, stop};
+use crate::commands::{ack, barrier, changes, consumer, demo, follow, inspect, run, status, stop, track};
 use crate::exit::{Exit, Failure};
 
 const LONG_ABOUT: &str = "\
@@ -48,6 +48,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Track(track::Args),
     Status(status::Args),
     Stop(stop::Args),
     Barrier(barrier::Args),
@@ -56,6 +57,8 @@ enum Command {
     Consumer(consumer::Args),
     Run(run::Args),
     Follow(follow::Args),
+    Inspect(inspect::Args),
+    Demo(demo::Args),
 }
 
 /// Does what the command line says.
@@ -82,6 +85,7 @@ pub fn main() -> ExitCode {
 
 fn dispatch(command: Command) -> Result<Exit, Failure> {
     match command {
+        Command::Track(args) => track::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Stop(args) => stop::run(&args),
         Command::Barrier(args) => barrier::run(&args),
@@ -90,6 +94,8 @@ fn dispatch(command: Command) -> Result<Exit, Failure> {
         Command::Consumer(args) => consumer::run(&args),
         Command::Run(args) => run::run(&args),
         Command::Follow(args) => follow::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
+        Command::Demo(args) => demo::run(&args),
     }
 }
 

@@ -19,7 +19,7 @@ use serde_json::Value;
 
 use super::Limits;
 use super::call::{Parameters, invalid, text};
-use super::volume::{Answer, Volume};
+use super::volume::{Answer, Stop, Volume};
 
 /// A reply with changes is sent when it has so many, or so many bytes of paths: well below what clients take in one
 /// message (systemd: 16 MiB), and large enough that framing costs nothing.
@@ -195,9 +195,13 @@ impl Client {
             }
             (INTERFACE, "Stop") => {
                 parameters.end()?;
-                volume.stop()?;
                 // Stopped is stopped, also if nobody hears it.
-                drop(self.reply(Empty {}));
+                match volume.stop() {
+                    Stop::Clean => drop(self.reply(Empty {})),
+                    Stop::Unclean(why) if !self.oneway => drop(write_frame(&mut self.stream, &why)),
+                    Stop::Unclean(_) => {}
+                    Stop::NotYet(why) => return Err(why.into()),
+                }
                 return Ok(Outcome::Stopped);
             }
             (SERVICE_INTERFACE | INTERFACE, _) => {

@@ -26,7 +26,7 @@ use std::time::Duration;
 use highwater_client::Refusal;
 use rustix::net::sockopt::socket_peercred;
 
-pub use volume::{Answer, Since, Volume};
+pub use volume::{Answer, Since, Stop, Volume};
 
 /// What a client may cost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -18,6 +18,17 @@ pub struct Answer {
     pub changes: Box<dyn Iterator<Item = Change> + Send>,
 }
 
+/// What became of a stop.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// Nothing is tracked any more, and everything is on stable storage.
+    Clean,
+    /// Nothing is tracked any more, but the end did not get onto stable storage: the next start recovers.
+    Unclean(Refusal),
+    /// The volume is tracked as before.
+    NotYet(Refusal),
+}
+
 /// A volume, as the socket serves it. Called by many threads.
 pub trait Volume: Send + Sync + 'static {
     /// What `status` shows.
@@ -36,6 +47,6 @@ pub trait Volume: Send + Sync + 'static {
     fn remove_consumer(&self, name: &str) -> Result<(), Refusal>;
     /// All consumers, by name.
     fn consumers(&self) -> Vec<Consumer>;
-    /// A clean stop. After an error the volume is tracked as before.
-    fn stop(&self) -> Result<(), Refusal>;
+    /// A clean stop.
+    fn stop(&self) -> Stop;
 }

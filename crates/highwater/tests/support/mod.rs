@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
-use highwater::server::{Answer, Limits, Server, Since, Volume};
+use highwater::server::{Answer, Limits, Server, Since, Stop, Volume};
 use highwater_client::{
     Change, Consumer, Holder, Kind, ObjectType, Refusal, Registration, RuntimeDirectory, Status,
 };
@@ -164,14 +164,14 @@ impl Volume for FakeVolume {
         self.state.lock().consumers.clone()
     }
 
-    fn stop(&self) -> Result<(), Refusal> {
+    fn stop(&self) -> Stop {
         let mut state = self.state.lock();
         if state.busy {
             let holders = vec![Holder { pid: 7, command: "bash".to_owned() }];
-            return Err(Refusal::Busy { holders, message: "EBUSY".to_owned() });
+            return Stop::NotYet(Refusal::Busy { holders, message: "EBUSY".to_owned() });
         }
         state.stopped = true;
-        Ok(())
+        Stop::Clean
     }
 }
 

@@ -1,0 +1,64 @@
+//! Processes that were in the directory before it was covered.
+//!
+//! A working directory or an open file stays on what is below the mount: what such a process changes there is not seen. It
+//! cannot be prevented from here, so it is said.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+const NAMED_MAX: usize = 8;
+
+/// Warns of each process that still works below the mount.
+pub(super) fn warn(directory: &Path) {
+    let Ok(mount) = std::fs::metadata(directory) else { return };
+    let found = find(directory, mount.dev());
+    if found.is_empty() {
+        return;
+    }
+    let mut names: Vec<String> =
+        found.iter().take(NAMED_MAX).map(|(pid, name)| format!("{name} (pid {pid})")).collect();
+    if found.len() > NAMED_MAX {
+        names.push(format!("{} more", found.len() - NAMED_MAX));
+    }
+    tracing::warn!(
+        "in {} since before it was tracked: {}. What they change through a working directory or a file that they had open \
+         then is not seen; let them go there anew (`cd .` is not enough, `cd {}` is)",
+        directory.display(),
+        names.join(", "),
+        directory.display()
+    );
+}
+
+fn find(directory: &Path, mount_device: u64) -> Vec<(u32, String)> {
+    let me = std::process::id();
+    let pids = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids =
+        pids.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok()).filter(|pid| *pid != me);
+    pids.filter(|pid| is_below(*pid, directory, mount_device))
+        .map(|pid| {
+            let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+            (pid, name.trim_end().to_owned())
+        })
+        .collect()
+}
+
+fn is_below(pid: u32, directory: &Path, mount_device: u64) -> bool {
+    let process = PathBuf::from(format!("/proc/{pid}"));
+    let descriptors = std::fs::read_dir(process.join("fd")).into_iter().flatten().flatten();
+    let descriptors = descriptors.filter(|entry| writes(&process.join("fdinfo").join(entry.file_name())));
+    let links =
+        [process.join("cwd"), process.join("root")].into_iter().chain(descriptors.map(|entry| entry.path()));
+    links.into_iter().any(|link| {
+        let below = std::fs::read_link(&link).is_ok_and(|target| target.starts_with(directory));
+        below && std::fs::metadata(&link).is_ok_and(|metadata| metadata.dev() != mount_device)
+    })
+}
+
+/// Whether a descriptor can write, or is a directory: `flags:` are octal, the access mode is in the last two bits.
+fn writes(fdinfo: &Path) -> bool {
+    const O_DIRECTORY: u32 = 0o200_000;
+    let Ok(text) = std::fs::read_to_string(fdinfo) else { return false };
+    let flags = text.lines().find_map(|line| line.strip_prefix("flags:"));
+    let flags = flags.and_then(|octal| u32::from_str_radix(octal.trim(), 8).ok()).unwrap_or(0);
+    flags & 0o3 != 0 || flags & O_DIRECTORY != 0
+}

@@ -1,0 +1,223 @@
+//! Tracking a directory: from the checks before it to the clean stop.
+//!
+//! The order at the start is the order in which a failure leaves nothing behind:
+//!
+//! 1. the directory is looked at, and locked against another tracker of it;
+//! 2. the registration is written, so that a tracker above or below that starts at the same time sees it, and then the
+//!    others' are looked at: of two that start at once at least one gives way;
+//! 3. the state is opened and locked;
+//! 4. a dead mount is taken away; from here until 6 a change would not be seen, so nothing slow is in between;
+//! 5. the volume is opened: recovery;
+//! 6. the directory is covered: from here on every change waits until 7, and none is missed;
+//! 7. the tracker starts; 8. the socket is served.
+//!
+//! Each step is undone by dropping what it gave, in reverse order. A killed tracker leaves the dead mount (whose state says
+//! that nothing went by it), the registration and the socket, which count for nothing without their process.
+//!
+//! **A panic aborts the process.** A tracker that has lost a thread could hand out an answer that looks whole and is not
+//! (G5), or leave a writer waiting for ever. The mount then answers `ENOTCONN`, nothing can be written past it, and the next
+//! `highwater track` recovers as after a kill.
+
+mod bypass;
+mod checks;
+pub(crate) mod daemon;
+mod engine;
+mod state;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+
+use anyhow::Context;
+use highwater_client::{DirectoryLock, Registration, RuntimeDirectory};
+use highwater_fuse::{Covered, DeadMount, Stacked};
+use highwater_journal::Directory;
+use highwater_tracker::{Config, Durability, Opening, Tracker, VolumeFacts};
+
+use crate::exit::{Exit, Failure};
+use crate::server::{Limits, Server, Stop, Volume};
+use engine::Engine;
+
+/// What is to be tracked, and how.
+#[derive(Clone, Debug)]
+pub(crate) struct Request {
+    pub(crate) directory: PathBuf,
+    pub(crate) state: Option<PathBuf>,
+    pub(crate) config: Config,
+    pub(crate) passthrough: bool,
+}
+
+/// A directory that is being tracked. Dropping it stops, if it can.
+pub(crate) struct Tracking {
+    // Dropped in this order: no request comes any more, then the volume ends, then the directory is free.
+    _server: Server,
+    engine: Arc<Engine>,
+    registered: Registered,
+    opening: Opening,
+}
+
+/// A registration, and the lock that it needs.
+struct Registered {
+    runtime: RuntimeDirectory,
+    directory: PathBuf,
+    _lock: DirectoryLock,
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        Registration::remove(&self.runtime, &self.directory);
+    }
+}
+
+impl Tracking {
+    /// Starts tracking; when this returns, every change is seen. `ended` is told when tracking has ended without a call
+    /// of [`Tracking::stop`].
+    pub(crate) fn start(request: &Request, ended: &Sender<Ended>) -> Result<Self, Failure> {
+        let directory = checks::directory(&request.directory)?;
+        let runtime = RuntimeDirectory::of_this_user().map_err(anyhow::Error::from)?;
+        runtime.make().map_err(anyhow::Error::from)?;
+        let path = &directory.path;
+        let Some(lock) = DirectoryLock::take(&runtime, path).map_err(anyhow::Error::from)? else {
+            return Err(checks::already_tracked(&runtime, path));
+        };
+        let state_path = match &request.state {
+            Some(state) => state.clone(),
+            None => state::default_for(path)?,
+        };
+        let state_path = state::check(&state_path, &directory)?;
+        let registration = Registration::of_this_process(path, &state_path);
+        registration.write(&runtime).map_err(anyhow::Error::from)?;
+        let registered = Registered { runtime, directory: path.clone(), _lock: lock };
+        checks::nesting(&registered.runtime, &directory)?;
+        let state = state::open(&state_path)?;
+
+        let dead_mount = highwater_fuse::clean_dead_mount(path).map_err(anyhow::Error::from)?;
+        let (engine, opening) = cover(request, path, &state_path, state, dead_mount)?;
+        let engine = Arc::new(engine);
+        bypass::warn(path);
+
+        let (stopped_send, stopped) = std::sync::mpsc::channel();
+        let socket = registered.runtime.socket_for(path);
+        let server =
+            Server::start(&socket, Arc::clone(&engine) as Arc<dyn Volume>, Limits::default(), stopped_send)
+                .inspect_err(|_| drop(engine.stop()))
+                .with_context(|| format!("cannot serve the socket {}", socket.display()))?;
+        watch(&engine, stopped, ended);
+        Ok(Self { _server: server, engine, registered, opening })
+    }
+
+    /// The canonical path of the directory.
+    pub(crate) fn directory(&self) -> &Path {
+        &self.registered.directory
+    }
+
+    /// Where the state is.
+    pub(crate) fn state(&self) -> &Path {
+        self.engine.state()
+    }
+
+    /// What the start has found, and what the mount does not do as well as it could, for people.
+    pub(crate) fn remarks(&self) -> Vec<String> {
+        let opening = &self.opening;
+        let mut remarks = Vec::new();
+        if opening.new {
+            remarks.push("new volume: the first answer to every consumer is fresh".to_owned());
+        }
+        if opening.crashed {
+            let count = opening.recovered;
+            remarks.push(format!(
+                "the tracker before this one did not stop cleanly: {count} intents since the stable horizon are handed out again"
+            ));
+        }
+        if opening.catching_up {
+            remarks
+                .push("the volume was not tracked for some time: a scan finds out what changed".to_owned());
+        }
+        if let Some(why) = &opening.fresh {
+            remarks.push(format!("every consumer is fresh: {why}"));
+        }
+        remarks.extend(self.engine.losses().iter().cloned());
+        remarks
+    }
+
+    /// Stops cleanly; also if it has been stopped already.
+    pub(crate) fn stop(&self) -> Stop {
+        self.engine.stop()
+    }
+}
+
+/// How tracking has ended without a signal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Ended {
+    /// A client has stopped it.
+    Stopped,
+    /// Somebody else has unmounted the directory.
+    Unmounted,
+}
+
+/// Opens the volume, covers the directory and starts the tracker.
+fn cover(
+    request: &Request,
+    path: &Path,
+    state_path: &Path,
+    state: Directory,
+    dead_mount: Option<DeadMount>,
+) -> Result<(Engine, Opening), Failure> {
+    let covered = Covered::open(path).map_err(anyhow::Error::from)?;
+    let boot_id =
+        std::fs::read_to_string("/proc/sys/kernel/random/boot_id").context("cannot read the boot id")?;
+    let facts = VolumeFacts {
+        root: covered.root_handle().clone(),
+        directory: path.to_owned(),
+        boot_id: boot_id.trim().to_owned(),
+        unbroken: dead_mount.as_ref().is_some_and(|dead| dead.complete),
+    };
+    let filesystem = covered.filesystem();
+    let (tracker, opening) = Tracker::open(state, facts, request.config.clone())
+        .map_err(|error| state::explain(anyhow::Error::from(error), state_path))?;
+    let options = highwater_fuse::Options {
+        passthrough: request.passthrough,
+        // They went on writing past the dead mount, and still do.
+        foreign: dead_mount.map(|dead| dead.writers).unwrap_or_default(),
+        ..Default::default()
+    };
+    let stacked = Stacked::mount(covered, Arc::clone(&tracker), options)
+        .map_err(|error| Failure::new(Exit::Failed, anyhow::Error::from(error).context("cannot track")))?;
+    // Whoever came first and changes something waits for this.
+    tracker.start(stacked.source()).context("cannot start tracking")?;
+    let strict = request.config.durability == Durability::Strict;
+    tracing::info!(filesystem, strict, "covered {}", path.display());
+    Ok((Engine::new(tracker, stacked, path, state_path, filesystem), opening))
+}
+
+/// Tells the owner of the process when tracking ends from elsewhere.
+fn watch(engine: &Arc<Engine>, stopped: std::sync::mpsc::Receiver<()>, ended: &Sender<Ended>) {
+    let tell = ended.clone();
+    std::thread::spawn(move || {
+        if stopped.recv().is_ok() {
+            // The owner may have ended already.
+            let _ = tell.send(Ended::Stopped);
+        }
+    });
+    let (engine, tell) = (Arc::clone(engine), ended.clone());
+    std::thread::spawn(move || {
+        engine.wait_for_unmount();
+        if engine.has_been_stopped() {
+            return;
+        }
+        let _ = tell.send(Ended::Unmounted);
+    });
+}
+
+/// From here on a panic in any thread ends the process, see the module's description.
+pub(crate) fn abort_on_panic() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        crate::cli::complain(
+            "this is a bug in highwater; the tracker ends at once, so that no change is lost without a word. \
+             The directory answers `Transport endpoint is not connected` until `highwater track` recovers it",
+        );
+        std::process::abort();
+    }));
+}

@@ -1,0 +1,130 @@
+//! Where a volume's state is, and what has to hold there.
+
+use std::fs::DirBuilder;
+use std::io::ErrorKind;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, anyhow};
+use highwater_client::directory_key;
+use rustix::io::Errno;
+
+use super::checks;
+use crate::exit::{Exit, Failure};
+use crate::quote::quote_path;
+
+/// The file that every state directory has.
+const VOLUME_FILE: &str = "volume";
+
+/// Files that may be there before the volume is: the journal's lock, and the log of a tracker that did not get further.
+const HARMLESS_FILES: [&str; 2] = ["lock", super::daemon::LOG_FILE];
+
+/// The state of a directory if none is given: `/var/lib/highwater/NAME-HASH` for root, else below `$XDG_STATE_HOME` or
+/// `~/.local/state`.
+pub(super) fn default_for(directory: &Path) -> Result<PathBuf, Failure> {
+    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let base = if rustix::process::geteuid().is_root() {
+        PathBuf::from("/var/lib")
+    } else {
+        let home = set("XDG_STATE_HOME").or_else(|| Some(set("HOME")?.join(".local/state")));
+        home.ok_or_else(|| {
+            Failure::text(Exit::Failed, "neither XDG_STATE_HOME nor HOME is set: give --state")
+        })?
+    };
+    Ok(base.join("highwater").join(directory_key(directory)))
+}
+
+/// Checks where the state is or will be, and makes the directories above it. Gives the canonical path.
+pub(super) fn check(given: &Path, directory: &checks::Directory) -> Result<PathBuf, Failure> {
+    let absolute =
+        std::path::absolute(given).with_context(|| format!("not a path: {}", quote_path(given)))?;
+    let (Some(parent), Some(name)) = (absolute.parent(), absolute.file_name()) else {
+        return Err(Failure::text(Exit::Failed, format!("{} cannot hold a state", quote_path(given))));
+    };
+    let inside = |path: &Path| {
+        Failure::text(
+            Exit::Failed,
+            format!(
+                "the state {} would be inside the tracked directory {}, and every record a change of its own; \
+                 give a --state elsewhere, best on another filesystem",
+                quote_path(path),
+                quote_path(&directory.path)
+            ),
+        )
+    };
+    // What is not there yet is below what is: nothing may be made inside the tracked directory.
+    let there = parent.ancestors().find_map(|ancestor| ancestor.canonicalize().ok()).unwrap_or_default();
+    if there.starts_with(&directory.path) || is_below(&there, &directory.path) {
+        return Err(inside(&absolute));
+    }
+    let mut builder = DirBuilder::new();
+    builder.recursive(true).mode(0o700).create(parent).map_err(|error| explain(error.into(), &absolute))?;
+    let parent =
+        parent.canonicalize().with_context(|| format!("cannot use the state {}", quote_path(&absolute)))?;
+    let path = parent.join(name);
+    let path = path.canonicalize().unwrap_or(path);
+    if path.starts_with(&directory.path) || is_below(&path, &directory.path) {
+        return Err(inside(&path));
+    }
+    match std::fs::metadata(&path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        metadata => check_existing(&path, &metadata.map_err(|error| explain(error.into(), &path))?)?,
+    }
+    Ok(path)
+}
+
+fn check_existing(path: &Path, metadata: &std::fs::Metadata) -> Result<(), Failure> {
+    let shown = quote_path(path);
+    let refuse =
+        |why: String| Err(Failure::text(Exit::Failed, format!("cannot use the state {shown}: {why}")));
+    if !metadata.is_dir() {
+        return refuse("it is not a directory".to_owned());
+    }
+    let me = rustix::process::geteuid().as_raw();
+    if metadata.uid() != me {
+        return refuse(format!(
+            "it belongs to user {}, and you are {me}; only its owner may use it",
+            metadata.uid()
+        ));
+    }
+    let entries = std::fs::read_dir(path).map_err(|error| explain(error.into(), path))?;
+    let names: Vec<_> = entries.filter_map(|entry| Some(entry.ok()?.file_name())).collect();
+    if names.iter().all(|name| HARMLESS_FILES.iter().any(|harmless| name == harmless)) {
+        // Ours, and nothing in it: nobody else has to get in from now on.
+        return std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700))
+            .map_err(|error| explain(error.into(), path));
+    }
+    if !names.iter().any(|name| name == VOLUME_FILE) {
+        return refuse("there are other files in it, and no state; give a new or empty directory".to_owned());
+    }
+    Ok(())
+}
+
+/// Whether a path is the directory or below it under another name, as a bind mount makes it.
+fn is_below(path: &Path, directory: &Path) -> bool {
+    let identity =
+        |path: &Path| std::fs::metadata(path).ok().map(|metadata| (metadata.dev(), metadata.ino()));
+    let Some(tracked) = identity(directory) else { return false };
+    path.ancestors().any(|ancestor| identity(ancestor) == Some(tracked))
+}
+
+/// Opens and locks the state.
+pub(super) fn open(path: &Path) -> Result<highwater_journal::Directory, Failure> {
+    highwater_journal::Directory::open(path).map_err(|error| explain(error.into(), path))
+}
+
+/// Says what to do about an error of the state.
+pub(super) fn explain(error: anyhow::Error, path: &Path) -> Failure {
+    let errno = error.chain().find_map(|cause| cause.downcast_ref::<std::io::Error>()?.raw_os_error());
+    let is = |other: Errno| errno == Some(other.raw_os_error());
+    let hint = if is(Errno::NOSPC) || is(Errno::DQUOT) {
+        "; its disk is full: make room, or give a --state on another one"
+    } else if is(Errno::ROFS) {
+        "; its filesystem is read-only: give a --state on another one"
+    } else if is(Errno::ACCESS) || is(Errno::PERM) {
+        "; give a --state in a directory of your own"
+    } else {
+        ""
+    };
+    Failure::new(Exit::Failed, anyhow!("cannot use the state {}: {error:#}{hint}", quote_path(path)))
+}
