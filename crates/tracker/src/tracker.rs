@@ -309,6 +309,10 @@ impl<S: Storage> Tracker<S> {
                 return Err(RequestError::Source { doing: "start the thread of the horizon", source });
             }
         }
+        if has_crashed {
+            // Each unclean end costs a journal segment, which can go once the horizon has moved.
+            shared.request_horizon();
+        }
         Ok(())
     }
 
