@@ -134,7 +134,7 @@ impl Filesystem {
             } else {
                 truncate()?;
             }
-            self.touched.node(node, Touch::Data);
+            self.touched.node(node, Touch::Truncated);
             section.record(Change::Modified { object: handle.clone() }, &mut || {});
         }
         let writer = writes(flags).then(|| writer_mode(flags, backing));

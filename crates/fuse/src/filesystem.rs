@@ -19,6 +19,7 @@ use crate::data::OpenFile;
 use crate::directory::OpenDirectory;
 use crate::foreign::Foreign;
 use crate::nodes::{LookedUp, Nodes, Target, VALID_SECONDS};
+use crate::prober::Probers;
 use crate::processes::Device;
 use crate::sections::{Sections, WriteSection};
 use crate::settle::Touched;
@@ -48,8 +49,8 @@ pub(crate) struct Filesystem {
     pub(crate) passthrough: AtomicBool,
     pub(crate) kernel_flags: AtomicU64,
     pub(crate) options: Options,
-    /// A descriptor of the root of a private mount of this filesystem.
-    pub(crate) private_mount: Mutex<Option<Arc<OwnedFd>>>,
+    /// What waits for locks of our own inodes; only as root.
+    pub(crate) probers: Mutex<Option<Arc<Probers>>>,
     pub(crate) mount_device: OnceLock<Device>,
 }
 

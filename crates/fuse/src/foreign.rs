@@ -105,6 +105,10 @@ impl Filesystem {
         }
         let mut foreign = self.foreign.0.lock();
         let holders = foreign.entry(handle.clone()).or_default();
+        if holders.iter().any(|known| known.holder.pid == writer.holder.pid) {
+            // Several descriptors, or a descriptor and a mapping.
+            return None;
+        }
         holders.push(writer);
         if holders.len() == 1 {
             drop(foreign);

@@ -14,7 +14,7 @@
 //! | `nodes` | which objects the kernel knows, and under which names |
 //! | `dispatch`, `attributes`, `namespace`, `data`, `directory`, `xattr`, `ioctl` | the operations |
 //! | `backing` | what all opens of a file share; passthrough |
-//! | `settle` | waiting until the kernel shows what was answered |
+//! | `settle`, `prober` | waiting until the kernel shows what was answered |
 //! | `writers`, `processes` | writers that are not seen |
 //! | `foreign`, `dead_mount` | writers that were there before the mount, and the mount of a tracker that was killed |
 //! | `mount`, `mountinfo`, `stacked` | covering and uncovering |
@@ -35,6 +35,7 @@ mod mount;
 mod mountinfo;
 mod namespace;
 mod nodes;
+mod prober;
 mod processes;
 mod sections;
 mod session;

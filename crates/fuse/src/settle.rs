@@ -7,13 +7,13 @@
 //!
 //! - *Directories.* The asking thread holds the directory's lock exclusively from before it asks until all of its updates are
 //!   done: the dentries, and the invalidation of the attributes of the directory and of the object. So whoever gets that lock
-//!   after the answer was sent finds them done. `FUSE_NOTIFY_INVAL_ENTRY` takes it and gives it back. A rename holds the locks
-//!   of both directories to its end; both are passed.
+//!   after the answer was sent finds them done. A rename holds the locks of both directories to its end; both are passed.
 //! - *Attributes.* `FUSE_NOTIFY_INVAL_INODE` drops cached attributes and ACLs, so that a reader asks us. If the asking thread
 //!   stores the attributes of its answer after that, these are the new ones; and a change of the same object that is made later
 //!   waits for that thread, which holds the inode's lock.
-//! - *Pages.* The same notification drops the cached pages where an operation changes data other than through them
-//!   (truncation, fallocate, copy). Pages of a write through the cache are new before we are asked.
+//! - *Data* changed other than through cached pages: truncation, fallocate and copying hold the inode's lock until the cached
+//!   pages are dropped, so that lock is passed as well. An open with `O_TRUNC` does not hold it: its pages are dropped by the
+//!   notification. Pages of a write through the cache are new before we are asked.
 //!
 //! An operation is put into the set before its answer is sent, and the set is taken after the barrier: so whatever the barrier
 //! waited for is in this set, or was in that of an earlier checkpoint, which settled it.
@@ -32,8 +32,10 @@ use crate::filesystem::Filesystem;
 pub(crate) enum Touch {
     /// Its attributes and ACLs.
     Attributes,
-    /// Those and its pages.
+    /// Those and its data.
     Data,
+    /// Those and its data, by an open with `O_TRUNC`.
+    Truncated,
 }
 
 /// What operations have touched since the last checkpoint.
@@ -74,14 +76,17 @@ impl Filesystem {
             Ok(()) | Err(Errno::NOENT | Errno::NODEV | Errno::NOTCONN | Errno::NOTDIR) => Ok(()),
             Err(errno) => Err(errno),
         };
-        for directory in sets.directories {
-            known(self.notifier.directory_lock_pass(directory))?;
+        let probers = self.probers.lock().clone();
+        let mut locks: Vec<u64> = sets.directories.into_iter().collect();
+        locks.extend(sets.nodes.iter().filter(|(_, touch)| **touch >= Touch::Data).map(|(node, _)| *node));
+        match probers {
+            Some(probers) => probers.lock_pass(locks)?,
+            None => locks.into_iter().try_for_each(|node| known(self.notifier.directory_lock_pass(node)))?,
         }
         for (node, touch) in sets.nodes {
-            known(match touch {
-                Touch::Attributes => self.notifier.attributes(node),
-                Touch::Data => self.notifier.data(node),
-            })?;
+            // Where the kernel reads the file below by itself, it has cached no pages of it.
+            let pages = touch == Touch::Truncated && !self.options.passthrough;
+            known(if pages { self.notifier.data(node) } else { self.notifier.attributes(node) })?;
         }
         Ok(())
     }

@@ -18,10 +18,16 @@ use crate::filesystem::Filesystem;
 use crate::foreign::{Foreign, ForeignWriter};
 use crate::mount::{self, MountError, UnmountError};
 use crate::nodes::Nodes;
+use crate::prober::Probers;
 use crate::processes::{self, Device};
 use crate::sections::Sections;
 use crate::session::Session;
 use crate::wire::notify::Notifier;
+
+/// How often, and after what pause, a busy mount is tried again: a child between fork and exec holds what its parent has open,
+/// and a path that is being looked up is in use as well. Together a quarter of a second.
+const BUSY_RETRIES: u32 = 10;
+const BUSY_PAUSE: std::time::Duration = std::time::Duration::from_millis(25);
 
 /// How a directory is covered.
 #[derive(Clone, Debug)]
@@ -110,7 +116,7 @@ impl Stacked {
             passthrough: AtomicBool::new(false),
             kernel_flags: AtomicU64::new(0),
             options,
-            private_mount: Mutex::new(None),
+            probers: Mutex::new(None),
             mount_device: OnceLock::new(),
         });
         let session = Session::start(Arc::clone(&filesystem));
@@ -140,7 +146,7 @@ impl Stacked {
         if let Some(private) = private {
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
             match rustix::fs::openat(&private, c".", flags, Mode::empty()) {
-                Ok(fd) => *filesystem.private_mount.lock() = Some(Arc::new(fd)),
+                Ok(fd) => *filesystem.probers.lock() = Some(Arc::new(Probers::new(fd))),
                 Err(errno) => tracing::error!(%errno, "the root of the mount cannot be opened"),
             }
         }
@@ -199,7 +205,15 @@ impl Stacked {
                 return Err(UnmountError::Refused { directory: nested.clone(), source: errno.into() });
             }
         }
-        match mount::take_away(&self.directory, false) {
+        let mut result = mount::take_away(&self.directory, false);
+        for _ in 0..BUSY_RETRIES {
+            if result != Err(Errno::BUSY) {
+                break;
+            }
+            std::thread::sleep(BUSY_PAUSE);
+            result = mount::take_away(&self.directory, false);
+        }
+        match result {
             Ok(()) => {}
             Err(Errno::BUSY) => {
                 let device = self.filesystem.mount_device().unwrap_or(Device { major: 0, minor: 0 });
@@ -224,7 +238,7 @@ impl Stacked {
         }
         mount::take_away(&self.directory, true)
             .map_err(|errno| UnmountError::Refused { directory: self.directory.clone(), source: errno.into() })?;
-        *self.filesystem.private_mount.lock() = None;
+        *self.filesystem.probers.lock() = None;
         Ok(())
     }
 
@@ -235,7 +249,7 @@ impl Stacked {
     }
 
     fn end(&self) {
-        *self.filesystem.private_mount.lock() = None;
+        *self.filesystem.probers.lock() = None;
         self.session.join();
         // ORDERING: ends once; the lock of the lingering list orders the rest.
         if self.mounted.swap(false, Ordering::Relaxed) {
@@ -296,11 +310,6 @@ fn raise_descriptor_limit() {
 }
 
 impl Filesystem {
-    /// The root of a private mount of this filesystem, for what must go through it.
-    pub(crate) fn mount_descriptor(&self) -> Option<Arc<OwnedFd>> {
-        self.private_mount.lock().clone()
-    }
-
     pub(crate) fn mount_device(&self) -> Option<Device> {
         self.mount_device.get().copied()
     }

@@ -8,20 +8,18 @@
 //! Invariant: we keep no descriptor open for writing of a file that may linger, but during an operation.
 
 use std::collections::HashSet;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
 use highwater_tracker::FileHandle;
 use parking_lot::Mutex;
-use rustix::fs::OFlags;
 use rustix::io::Errno;
 
-use crate::covered::{magic, open_by_handle, statx_fd};
+use crate::covered::{magic, statx_fd};
 use crate::data::OpenFile;
 use crate::filesystem::Filesystem;
 use crate::processes::{self, Mapping};
-use crate::wire::abi::FILEID_INO64_GEN;
 use crate::wire::device::last_errno;
 
 /// Opens that the kernel has let go of, while a mapping made through them may be left.
@@ -90,47 +88,21 @@ impl Filesystem {
         self.lingering_changed.notify_all();
     }
 
-    /// Opens a node through our own mount.
-    fn open_through_mount(&self, node: u64) -> Result<Option<OwnedFd>, Errno> {
-        let Some(mount) = self.mount_descriptor() else { return Ok(None) };
-        #[allow(clippy::cast_possible_truncation, reason = "the halves of the number, high first")]
-        let words = [(node >> 32) as u32, node as u32, 0];
-        let mut opaque = [0; 12];
-        for (bytes, word) in opaque.chunks_exact_mut(4).zip(words) {
-            bytes.copy_from_slice(&word.to_ne_bytes());
-        }
-        let handle = FileHandle::new(FILEID_INO64_GEN, &opaque).ok_or(Errno::INVAL)?;
-        match open_by_handle(mount.as_fd(), &handle, OFlags::RDONLY | OFlags::NONBLOCK) {
-            Ok(fd) => Ok(Some(fd)),
-            // The kernel has dropped the inode: nobody has it open.
-            Err(Errno::STALE | Errno::NOENT | Errno::NOTCONN) => Ok(None),
-            Err(errno) => Err(errno),
-        }
-    }
-
     /// Returns once every synchronous write to a file that began before the call has ended.
     ///
     /// A passthrough write holds the lock of our inode for its whole length (`fuse_passthrough_write_iter`), and so does a
-    /// write through the server; `lseek(SEEK_DATA)` takes the same lock (`fuse_file_llseek`), and so returns after them.
+    /// write through the server: whoever gets the lock exclusively finds them ended.
     pub(crate) fn wait_for_writes_to(&self, object: &FileHandle) -> Result<(), Errno> {
         let Some(node) = self.nodes.id(object) else { return Ok(()) };
-        let Some(file) = self.open_through_mount(node)? else { return Ok(()) };
-        match rustix::fs::seek(&file, rustix::fs::SeekFrom::Data(0)) {
-            // ENXIO: no data. EINVAL: the filesystem below cannot tell. The lock was taken before either is known.
-            Ok(_) | Err(Errno::NXIO | Errno::INVAL) => {}
-            Err(errno) => return Err(errno),
-        }
+        let Some(probers) = self.probers.lock().clone() else {
+            // Not root, so that no write is passed through: each is in a section of its own.
+            return Ok(());
+        };
+        probers.lock_pass(vec![node])?;
         let open = self.nodes.locate(node).and_then(|located| located.open);
-        let seen = open.is_some_and(|open| !open.is_passthrough());
-        if seen {
+        if open.is_some_and(|open| !open.is_passthrough()) {
             // Stores into a mapping are in pages that we have not been sent yet.
-            let flags = libc::SYNC_FILE_RANGE_WAIT_BEFORE
-                | libc::SYNC_FILE_RANGE_WRITE
-                | libc::SYNC_FILE_RANGE_WAIT_AFTER;
-            // SAFETY: takes no pointers.
-            if unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, flags) } < 0 {
-                return Err(last_errno());
-            }
+            probers.flush_pages(node)?;
         }
         Ok(())
     }

@@ -10,7 +10,7 @@ use std::process::{Child, Command, Stdio};
 
 use highwater_fuse::{Covered, CoveredError, Options, Stacked, UnmountError, clean_dead_mount};
 use highwater_tracker::Change;
-use support::{Fixture, Kind, Recorder, Said, Volume, sh, sh_in};
+use support::{Fixture, Kind, PYTHON_MAP, Recorder, Said, Volume, sh, sh_in};
 
 /// A shell that runs until it is dropped.
 struct Shell(Child);
@@ -182,7 +182,7 @@ fn what_is_written_through_a_dead_mount_is_told() {
         let mut shell = Shell::new(std::path::Path::new("/"));
         shell.run(&format!("exec 5>> {}; echo one >&5; echo written", directory.join("d/f").display()));
         let script = format!(
-            "import mmap; f=open('{}','w+b'); f.truncate(4096); m=mmap.mmap(f.fileno(),4096); f.close(); print('mapped',flush=True); input(); m[0]=65; m.flush(); print('stored',flush=True); input()",
+            "{PYTHON_MAP}\nf=os.open('{}',os.O_RDWR|os.O_CREAT,0o600); os.ftruncate(f,4096); m=Map(f); os.close(f); print('mapped'); input(); m.store(65); print('stored'); input()",
             directory.join("d/m").display()
         );
         let mut mapper = Command::new("python3")

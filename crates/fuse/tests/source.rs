@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use highwater_tracker::{Change, FileHandle, ObjectType, Place};
 use rustix::fs::{CWD, RenameFlags};
-use support::{Fixture, Kind, Said, both, everywhere, sh_in};
+use support::{Fixture, Kind, PYTHON_MAP, Said, both, everywhere, sh_in};
 
 fn place(parent: &FileHandle, name: &str) -> Place {
     Place { parent: parent.clone(), name: name.as_bytes().into() }
@@ -219,6 +219,7 @@ fn after_settling_the_mount_shows_what_ended_sections_did() {
                     }
                 });
             }
+            let _stop = StopOnDrop(&stop);
             let source = fx.stacked().source();
             let deadline = Instant::now() + Duration::from_secs(4);
             let mut checks = 0;
@@ -294,13 +295,15 @@ fn waiting_for_writes_waits_for_one_that_is_stalled_and_for_nothing_else() {
 #[test]
 fn a_mapping_is_seen_while_the_file_is_open_and_after_it_is_closed() {
     everywhere(|fx| {
-        let script = "import mmap,os
-f=open('f','w+b'); f.truncate(4096); print('open'); input()
-m=mmap.mmap(f.fileno(),4096); print('mapped'); input()
-f.close(); print('closed'); input()
-m[0]=1; print('stored'); input()
-m.close(); print('unmapped'); input()";
-        let mut program = Steps::new(fx, script);
+        let script = format!(
+            "{PYTHON_MAP}
+f=os.open('f',os.O_RDWR|os.O_CREAT,0o600); os.ftruncate(f,4096); print('open'); input()
+m=Map(f); print('mapped'); input()
+os.close(f); print('closed'); input()
+m.store(1); print('stored'); input()
+m.unmap(); print('unmapped'); input()"
+        );
+        let mut program = Steps::new(fx, &script);
         assert_eq!(program.line(), "open");
         let f = handle_of(fx, "f");
         let source = fx.stacked().source();
@@ -315,15 +318,22 @@ m.close(); print('unmapped'); input()";
         if fx.passthrough {
             std::thread::sleep(Duration::from_millis(50));
             assert!(mapped(), "closed and mapped");
+            assert!(fs::metadata(fx.path("f")).is_ok());
             assert!(!fx.recorder.take().contains(&Said::Closed(f.clone())), "it can still be written through the mapping");
         }
         program.go_on();
         assert_eq!(program.line(), "stored");
         source.wait_for_writes(&f).unwrap();
         assert_eq!(fs::read(fx.path("f")).unwrap()[0], 1);
+        if !fx.passthrough {
+            fx.recorder.wait_until("the store was sent to the server", |said, _| {
+                said.contains(&Said::Record(Change::Modified { object: f.clone() }))
+            });
+        }
         program.go_on();
         assert_eq!(program.line(), "unmapped");
-        fx.recorder.wait_until("the open is taken back", |said, _| said.contains(&Said::Closed(f.clone())) || !fx.passthrough);
+        fx.recorder.wait_until("the open is taken back", |said, _| said.contains(&Said::Closed(f.clone())));
+        assert!(!mapped(), "unmapped");
         if fx.kind == Kind::Tmpfs && fx.passthrough {
             let modified = Said::Record(Change::Modified { object: f.clone() });
             assert!(fx.recorder.take().contains(&modified), "no timestamp tells of the store");
@@ -365,6 +375,15 @@ fn a_source_finds_directories_that_the_kernel_does_not_know() {
         fx.recorder.take();
         assert!(source.open_directory(&c).unwrap().is_none_or(|fd| rustix::fs::fstat(fd).unwrap().st_nlink == 0));
     });
+}
+
+/// Ends the threads of a scope when its body panics.
+struct StopOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
 }
 
 /// A page of memory that is not there until it is resolved: whoever reads it waits (userfaultfd).

@@ -37,7 +37,7 @@ impl Notifier {
     }
 
     /// Takes and gives back the lock of a directory, exclusively: `FUSE_NOTIFY_INVAL_ENTRY` for a name that cannot exist.
-    /// Never to be called by a worker.
+    /// Never to be called by a worker. Where there are probers they do it better, see [`crate::prober`].
     pub(crate) fn directory_lock_pass(&self, directory: u64) -> Result<(), Errno> {
         // Longer than NAME_MAX and shorter than FUSE_NAME_MAX: taken by the protocol, and no entry can have it.
         const NAME: [u8; 301] = {

@@ -182,6 +182,18 @@ pub fn sh_in(directory: &Path, script: &str) -> String {
     String::from_utf8_lossy(&output.stdout).trim_end().to_owned()
 }
 
+/// Python functions for mappings without the descriptor that Python's own keep open: `m = Map(fd)`, `m.store(byte)`, `m.unmap()`.
+pub const PYTHON_MAP: &str = "
+import ctypes,os
+libc=ctypes.CDLL(None,use_errno=True); libc.mmap.restype=ctypes.c_void_p
+libc.mmap.argtypes=[ctypes.c_void_p,ctypes.c_size_t]+[ctypes.c_int]*3+[ctypes.c_long]
+libc.munmap.argtypes=[ctypes.c_void_p,ctypes.c_size_t]
+class Map:
+    def __init__(self,fd): self.p=libc.mmap(None,4096,3,1,fd,0); assert self.p not in (None,2**64-1)
+    def store(self,b): ctypes.memset(self.p,b,1)
+    def unmap(self): libc.munmap(self.p,4096)
+";
+
 /// A name of bytes.
 pub fn os(bytes: &[u8]) -> &std::ffi::OsStr {
     std::ffi::OsStr::from_bytes(bytes)
