@@ -24,7 +24,8 @@ impl Filesystem {
     pub(crate) fn statx(&self, request: &Request<'_>) -> Result<Sent, Errno> {
         let input: StatxIn = request.body().take()?;
         let stat = self.stat(request.node(), (input.flags & GETATTR_FH != 0).then_some(input.fh))?;
-        let time = |time: rustix::fs::StatxTimestamp| SxTime { sec: time.tv_sec, nsec: time.tv_nsec, reserved: 0 };
+        let time =
+            |time: rustix::fs::StatxTimestamp| SxTime { sec: time.tv_sec, nsec: time.tv_nsec, reserved: 0 };
         Ok(request.reply(&StatxOut {
             attr_valid: self.nodes.attribute_seconds(request.node(), stat.stx_nlink),
             stat: abi::Statx {
@@ -54,14 +55,17 @@ impl Filesystem {
     }
 
     fn stat(&self, node: u64, fh: Option<u64>) -> Result<Statx, Errno> {
-        if let Some(anchor) = fh.and_then(|fh| self.open_files.get(fh).ok()).and_then(|file| file.open.anchor()) {
+        if let Some(anchor) =
+            fh.and_then(|fh| self.open_files.get(fh).ok()).and_then(|file| file.open.anchor())
+        {
             return statx_fd(anchor.as_fd());
         }
         statx_fd(self.object(node)?.as_fd())
     }
 
     pub(crate) fn setattr(&self, request: &Request<'_>) -> Result<Sent, Errno> {
-        const CHANGES: u32 = fattr::MODE | fattr::UID | fattr::GID | fattr::SIZE | fattr::ATIME | fattr::MTIME;
+        const CHANGES: u32 =
+            fattr::MODE | fattr::UID | fattr::GID | fattr::SIZE | fattr::ATIME | fattr::MTIME;
         let input: SetattrIn = request.body().take()?;
         let node = request.node();
         let object = self.object(node)?;
@@ -124,7 +128,12 @@ impl Filesystem {
             };
             let times = Timestamps {
                 last_access: time(has(fattr::ATIME), has(fattr::ATIME_NOW), input.atime, input.atimensec),
-                last_modification: time(has(fattr::MTIME), has(fattr::MTIME_NOW), input.mtime, input.mtimensec),
+                last_modification: time(
+                    has(fattr::MTIME),
+                    has(fattr::MTIME_NOW),
+                    input.mtime,
+                    input.mtimensec,
+                ),
             };
             rustix::fs::utimensat(rustix::fs::CWD, path.as_c_str(), &times, AtFlags::empty())?;
             *effect = true;

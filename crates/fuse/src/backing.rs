@@ -106,7 +106,8 @@ impl Filesystem {
             None => {
                 let object = self.object(node)?;
                 let path = proc_path(object.as_fd());
-                let reopen = |flags| rustix::fs::open(path.as_c_str(), flags | OFlags::CLOEXEC, Mode::empty());
+                let reopen =
+                    |flags| rustix::fs::open(path.as_c_str(), flags | OFlags::CLOEXEC, Mode::empty());
                 match reopen(OFlags::RDONLY) {
                     // Not root, and a file that may be written and not read: its data is reached by each open's own descriptor.
                     Err(Errno::ACCESS) => reopen(OFlags::PATH)?,

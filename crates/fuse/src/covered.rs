@@ -98,7 +98,8 @@ pub(crate) const STATX_ALL: StatxFlags = StatxFlags::BASIC_STATS.union(StatxFlag
 impl Covered {
     /// Opens the directory, with whatever lies there now, and learns how to find objects in it again.
     pub fn open(directory: &Path) -> Result<Self, CoveredError> {
-        let failed = |errno: Errno| CoveredError::Open { directory: directory.to_owned(), source: errno.into() };
+        let failed =
+            |errno: Errno| CoveredError::Open { directory: directory.to_owned(), source: errno.into() };
         if rustix::fs::stat("/proc/self/fd").is_err() {
             return Err(CoveredError::NoProc);
         }
@@ -201,7 +202,11 @@ impl Covered {
     }
 
     /// Finds an entry, and keeps a descriptor of it in any case.
-    pub(crate) fn find_open(&self, directory: BorrowedFd<'_>, name: &CStr) -> Result<(Found, Arc<OwnedFd>), Errno> {
+    pub(crate) fn find_open(
+        &self,
+        directory: BorrowedFd<'_>,
+        name: &CStr,
+    ) -> Result<(Found, Arc<OwnedFd>), Errno> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd = Arc::new(rustix::fs::openat(directory, name, flags, Mode::empty())?);
         let stat = statx_fd(fd.as_fd())?;
@@ -281,7 +286,8 @@ pub(crate) fn object_type(stat: &Statx) -> ObjectType {
 }
 
 pub(crate) fn sample(stat: &Statx) -> Sample {
-    let ns = |time: rustix::fs::StatxTimestamp| i128::from(time.tv_sec) * 1_000_000_000 + i128::from(time.tv_nsec);
+    let ns =
+        |time: rustix::fs::StatxTimestamp| i128::from(time.tv_sec) * 1_000_000_000 + i128::from(time.tv_nsec);
     Sample {
         mtime_ns: ns(stat.stx_mtime),
         ctime_ns: ns(stat.stx_ctime),
@@ -354,7 +360,11 @@ pub(crate) fn handle_of(at: BorrowedFd<'_>, name: &CStr) -> Result<FileHandle, E
 }
 
 /// `open_by_handle_at(2)`.
-pub(crate) fn open_by_handle(mount: BorrowedFd<'_>, handle: &FileHandle, flags: OFlags) -> Result<OwnedFd, Errno> {
+pub(crate) fn open_by_handle(
+    mount: BorrowedFd<'_>,
+    handle: &FileHandle,
+    flags: OFlags,
+) -> Result<OwnedFd, Errno> {
     let mut raw = RawHandle { len: 0, handle_type: handle.handle_type(), bytes: [0; HANDLE_BYTES_MAX] };
     let opaque = handle.opaque();
     raw.len = u32::try_from(opaque.len()).map_err(|_| Errno::INVAL)?;

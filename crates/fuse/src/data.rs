@@ -21,7 +21,8 @@ use crate::sections::WriteSection;
 use crate::settle::Touch;
 use crate::wire::abi::{
     CopyFileRangeIn, CopyFileRangeOut, CreateIn, EntryOut, FSYNC_DATA_ONLY, FallocateIn, FsyncIn, LseekIn,
-    LseekOut, OPEN_KILL_SUIDGID, OpenIn, OpenOut, ReadIn, ReleaseIn, WRITE_KILL_SUIDGID, WriteIn, WriteOut, fopen,
+    LseekOut, OPEN_KILL_SUIDGID, OpenIn, OpenOut, ReadIn, ReleaseIn, WRITE_KILL_SUIDGID, WriteIn, WriteOut,
+    fopen,
 };
 use crate::wire::request::{Request, Sent};
 
@@ -95,7 +96,8 @@ impl Filesystem {
         let target = self.target(node)?;
         let section = self.section_for(&target)?;
         let (open, backing) = self.begin_open(node, None)?;
-        let result = self.open_for_writing(&*section, &target.handle, node, &open, backing, flags, input.open_flags);
+        let result =
+            self.open_for_writing(&*section, &target.handle, node, &open, backing, flags, input.open_flags);
         match result {
             Ok(out) => {
                 let sent = request.reply(&out);
@@ -140,7 +142,8 @@ impl Filesystem {
         let writer = writes(flags).then(|| writer_mode(flags, backing));
         let mut privileged = false;
         if let Some(writer) = writer {
-            privileged = backing.is_some() && loses_privileges_on_write(stat.stx_mode.into(), path.as_c_str());
+            privileged =
+                backing.is_some() && loses_privileges_on_write(stat.stx_mode.into(), path.as_c_str());
             section.opened(handle, writer, sample(&stat));
             if writer.unseen {
                 open.add_unseen_writer();
@@ -252,11 +255,9 @@ impl Filesystem {
         let found = self.found_new(&fd)?;
         let entry = self.entry(&found, None);
         // It has no name by which it could be opened again.
-        if let Ok(path) = rustix::fs::open(
-            proc_path(fd.as_fd()).as_c_str(),
-            OFlags::PATH | OFlags::CLOEXEC,
-            Mode::empty(),
-        ) {
+        if let Ok(path) =
+            rustix::fs::open(proc_path(fd.as_fd()).as_c_str(), OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+        {
             self.nodes.keep_descriptor(&found.handle, Arc::new(path));
         }
         let sent = self.answer_created(request, &*section, &found, entry, fd, flags)?;
@@ -290,10 +291,12 @@ impl Filesystem {
         self.note_opener(request, flags);
         let created = if can_map {
             let path = proc_path(fd.as_fd());
-            rustix::fs::open(path.as_c_str(), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).or_else(|errno| {
-                // Not root, and a mode without the right to read.
-                if errno == Errno::ACCESS { rustix::io::fcntl_dupfd_cloexec(&fd, 0) } else { Err(errno) }
-            })
+            rustix::fs::open(path.as_c_str(), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).or_else(
+                |errno| {
+                    // Not root, and a mode without the right to read.
+                    if errno == Errno::ACCESS { rustix::io::fcntl_dupfd_cloexec(&fd, 0) } else { Err(errno) }
+                },
+            )
         } else {
             Ok(fd)
         };
@@ -473,7 +476,11 @@ impl Filesystem {
         let input: FsyncIn = request.body().take()?;
         let file = self.open_files.get(input.fh)?;
         let fd = file.readable()?;
-        if input.fsync_flags & FSYNC_DATA_ONLY != 0 { rustix::fs::fdatasync(fd) } else { rustix::fs::fsync(fd) }?;
+        if input.fsync_flags & FSYNC_DATA_ONLY != 0 {
+            rustix::fs::fdatasync(fd)
+        } else {
+            rustix::fs::fsync(fd)
+        }?;
         Ok(request.done())
     }
 }

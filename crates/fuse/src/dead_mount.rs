@@ -65,8 +65,11 @@ pub fn clean_dead_mount(directory: &Path) -> Result<Option<DeadMount>, DeadMount
         // By device, not by mount: descriptors may have been opened through a bind mount or in another namespace.
         let found = processes::writers(|device, _| device == mount.device);
         let writers = found.writers.into_iter().filter_map(|writer| relative(writer, &directory));
-        let dead =
-            dead.get_or_insert_with(|| DeadMount { directory: directory.clone(), writers: Vec::new(), complete: true });
+        let dead = dead.get_or_insert_with(|| DeadMount {
+            directory: directory.clone(),
+            writers: Vec::new(),
+            complete: true,
+        });
         dead.writers.extend(writers);
         dead.complete &= found.settled;
         take_away(&directory, true).map_err(|errno| DeadMountError::Refused {
@@ -79,7 +82,8 @@ pub fn clean_dead_mount(directory: &Path) -> Result<Option<DeadMount>, DeadMount
 
 fn is_dead(directory: &Path) -> bool {
     let flags = AtFlags::STATX_FORCE_SYNC | AtFlags::NO_AUTOMOUNT;
-    rustix::fs::statx(CWD, directory, flags, StatxFlags::BASIC_STATS).is_err_and(|errno| errno == Errno::NOTCONN)
+    rustix::fs::statx(CWD, directory, flags, StatxFlags::BASIC_STATS)
+        .is_err_and(|errno| errno == Errno::NOTCONN)
 }
 
 /// The path without symlinks; the last component is not looked at, since a dead mount's root cannot be.
@@ -89,7 +93,9 @@ fn absolute(directory: &Path) -> io::Result<PathBuf> {
         other => return other,
     }
     match (directory.parent(), directory.file_name()) {
-        (Some(parent), Some(name)) if !parent.as_os_str().is_empty() => Ok(std::fs::canonicalize(parent)?.join(name)),
+        (Some(parent), Some(name)) if !parent.as_os_str().is_empty() => {
+            Ok(std::fs::canonicalize(parent)?.join(name))
+        }
         (_, Some(name)) => Ok(std::env::current_dir()?.join(name)),
         _ => Err(io::ErrorKind::NotFound.into()),
     }

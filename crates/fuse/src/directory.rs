@@ -62,7 +62,8 @@ impl Stream {
             self.len = usize::try_from(n).map_err(|_| last_errno())?;
             self.at = 0;
         }
-        let Some(bytes) = self.buffer.as_bytes()[..self.len].get(self.at..).filter(|bytes| bytes.len() >= 19) else {
+        let Some(bytes) = self.buffer.as_bytes()[..self.len].get(self.at..).filter(|bytes| bytes.len() >= 19)
+        else {
             return Ok(None);
         };
         let word = |at: usize| {
@@ -147,7 +148,11 @@ impl Filesystem {
         let input: FsyncIn = request.body().take()?;
         let directory = self.open_directories.get(input.fh)?;
         let fd = directory.fd.as_fd();
-        if input.fsync_flags & FSYNC_DATA_ONLY != 0 { rustix::fs::fdatasync(fd) } else { rustix::fs::fsync(fd) }?;
+        if input.fsync_flags & FSYNC_DATA_ONLY != 0 {
+            rustix::fs::fdatasync(fd)
+        } else {
+            rustix::fs::fsync(fd)
+        }?;
         Ok(request.done())
     }
 }

@@ -14,8 +14,8 @@ use rustix::fs::{OFlags, Statx};
 use rustix::io::Errno;
 
 use crate::covered::{Access, Covered, Found, ObjectFd, object_type};
-use crate::descriptors::{DirectoryCache, OpenTable};
 use crate::data::OpenFile;
+use crate::descriptors::{DirectoryCache, OpenTable};
 use crate::directory::OpenDirectory;
 use crate::foreign::Foreign;
 use crate::nodes::{LookedUp, Nodes, Target, VALID_SECONDS};

@@ -69,10 +69,13 @@ impl Filesystem {
             .map(|mount| mount.device)
             .collect();
         elsewhere.push(own);
-        let found = processes::writers(|device, path| path.starts_with(directory) && !elsewhere.contains(&device));
+        let found =
+            processes::writers(|device, path| path.starts_with(directory) && !elsewhere.contains(&device));
         let mut losses = Vec::new();
         for process in found.closed_to_us {
-            losses.push(format!("{process} cannot be looked into: a file that it had open before may change unseen"));
+            losses.push(format!(
+                "{process} cannot be looked into: a file that it had open before may change unseen"
+            ));
         }
         for writer in found.writers.into_iter().filter_map(|writer| relative(writer, directory)).chain(dead) {
             if let Some(loss) = self.add_foreign(writer) {
@@ -98,7 +101,9 @@ impl Filesystem {
         };
         let Ok(path) = CString::new(writer.path.as_os_str().as_bytes()) else { return lost(&writer) };
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let Ok(fd) = rustix::fs::openat(self.covered.root(), path, flags, Mode::empty()) else { return lost(&writer) };
+        let Ok(fd) = rustix::fs::openat(self.covered.root(), path, flags, Mode::empty()) else {
+            return lost(&writer);
+        };
         let Ok((handle, stat)) = self.covered.identify(fd.as_fd()) else { return lost(&writer) };
         if stat.stx_ino != writer.inode && self.covered.inode_number(&stat) != writer.inode {
             return lost(&writer);
@@ -133,14 +138,19 @@ impl Filesystem {
             ended.extend(self.foreign.0.lock().drain().map(|(handle, _)| handle));
         } else {
             let known: HashSet<(u32, u32, u64)> = self.foreign.list().iter().map(key_of).collect();
-            let devices: HashSet<(u32, u32)> = known.iter().map(|(major, minor, _)| (*major, *minor)).collect();
+            let devices: HashSet<(u32, u32)> =
+                known.iter().map(|(major, minor, _)| (*major, *minor)).collect();
             let found = processes::writers(|device, _| devices.contains(&(device.major, device.minor)));
             if !found.settled {
                 return;
             }
-            let held: HashSet<_> =
-                found.writers.iter().map(|writer| (writer.device.major, writer.device.minor, writer.inode)).collect();
-            let gone = |writers: &[ForeignWriter]| writers.iter().all(|writer| !held.contains(&key_of(writer)));
+            let held: HashSet<_> = found
+                .writers
+                .iter()
+                .map(|writer| (writer.device.major, writer.device.minor, writer.inode))
+                .collect();
+            let gone =
+                |writers: &[ForeignWriter]| writers.iter().all(|writer| !held.contains(&key_of(writer)));
             self.foreign.0.lock().retain(|handle, writers| {
                 let keep = !gone(writers);
                 if !keep {

@@ -11,9 +11,7 @@ use std::process::{Command, Stdio};
 
 use rustix::fs::{CWD, StatVfsMountFlags};
 use rustix::io::Errno;
-use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
-};
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
 
 use crate::covered::Covered;
 use crate::mountinfo;
@@ -53,6 +51,13 @@ pub enum MountError {
         #[source]
         source: std::io::Error,
     },
+    /// The tracker could not start; the mount has been taken away.
+    #[error("the tracker cannot start")]
+    Start {
+        /// Why.
+        #[source]
+        source: highwater_tracker::RequestError,
+    },
 }
 
 /// Why the directory could not be uncovered.
@@ -82,7 +87,8 @@ fn list(holders: &[Holder]) -> String {
     if holders.is_empty() {
         return "it is in use, but not by a process that can be seen from here".into();
     }
-    let one = |holder: &Holder| format!("{} (pid {}) uses {}", holder.command, holder.pid, holder.path.display());
+    let one =
+        |holder: &Holder| format!("{} (pid {}) uses {}", holder.command, holder.pid, holder.path.display());
     holders.iter().map(one).collect::<Vec<_>>().join(", ")
 }
 
@@ -107,7 +113,13 @@ pub(crate) fn make(covered: &Covered) -> Result<Made, MountError> {
 fn as_root(covered: &Covered) -> Result<Made, MountError> {
     let device = device::open().map_err(|errno| MountError::NoDevice { source: errno.into() })?;
     let directory = covered.directory();
-    let failed = |step| move |errno: Errno| MountError::Refused { directory: directory.to_owned(), step, source: errno.into() };
+    let failed = |step| {
+        move |errno: Errno| MountError::Refused {
+            directory: directory.to_owned(),
+            step,
+            source: errno.into(),
+        }
+    };
     let context = rustix::mount::fsopen("fuse", FsOpenFlags::FSOPEN_CLOEXEC).map_err(failed("fsopen"))?;
     let set = |key: &'static str, value: &[u8]| {
         rustix::mount::fsconfig_set_string(context.as_fd(), key, value).map_err(failed("fsconfig"))
@@ -153,16 +165,24 @@ impl Made {
     pub(crate) fn attach(&mut self, covered: &Covered) -> Result<Option<OwnedFd>, MountError> {
         let Some(detached) = self.detached.take() else { return Ok(None) };
         let directory = covered.directory();
-        let failed = |step| move |errno: Errno| MountError::Refused { directory: directory.to_owned(), step, source: errno.into() };
+        let failed = |step| {
+            move |errno: Errno| MountError::Refused {
+                directory: directory.to_owned(),
+                step,
+                source: errno.into(),
+            }
+        };
         let private = private_clone(detached.as_fd()).map_err(failed("open_tree"))?;
         let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-        rustix::mount::move_mount(detached.as_fd(), "", CWD, directory, flags).map_err(failed("move_mount"))?;
+        rustix::mount::move_mount(detached.as_fd(), "", CWD, directory, flags)
+            .map_err(failed("move_mount"))?;
         Ok(Some(private))
     }
 }
 
 fn private_clone(mount: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    let flags =
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
     rustix::mount::open_tree(mount, "", flags)
 }
 
@@ -212,9 +232,13 @@ pub(crate) fn take_away(directory: &Path, lazy: bool) -> Result<(), Errno> {
 }
 
 fn by_helper(covered: &Covered) -> Result<Made, MountError> {
-    let refused = |message: String| MountError::FusermountRefused { directory: covered.directory().to_owned(), message };
+    let refused = |message: String| MountError::FusermountRefused {
+        directory: covered.directory().to_owned(),
+        message,
+    };
     let (ours, theirs) = UnixStream::pair().map_err(|error| refused(error.to_string()))?;
-    rustix::io::fcntl_setfd(&theirs, rustix::io::FdFlags::empty()).map_err(|errno| refused(errno.to_string()))?;
+    rustix::io::fcntl_setfd(&theirs, rustix::io::FdFlags::empty())
+        .map_err(|errno| refused(errno.to_string()))?;
     let source = covered.directory().to_string_lossy().replace([',', '\\'], "_");
     let child = Command::new("fusermount3")
         .env("_FUSE_COMMFD", theirs.as_raw_fd().to_string())
@@ -259,10 +283,12 @@ fn receive_descriptor(socket: &UnixStream) -> Result<OwnedFd, Errno> {
     // header inside of it, and a header of SCM_RIGHTS is followed by at least one descriptor, which may be unaligned.
     unsafe {
         let header = libc::CMSG_FIRSTHDR(&raw const message);
-        if header.is_null() || (*header).cmsg_level != libc::SOL_SOCKET || (*header).cmsg_type != libc::SCM_RIGHTS {
+        if header.is_null()
+            || (*header).cmsg_level != libc::SOL_SOCKET
+            || (*header).cmsg_type != libc::SCM_RIGHTS
+        {
             return Err(Errno::IO);
         }
         owned(libc::CMSG_DATA(header).cast::<i32>().read_unaligned())
     }
 }
-

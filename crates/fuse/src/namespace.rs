@@ -161,7 +161,8 @@ impl Filesystem {
         };
         let section = self.sections.enter();
         section.intend(&[Intent::Directory(&from_handle), Intent::Directory(&to_handle)])?;
-        let exchanged = replaced.as_ref().filter(|_| flags.contains(RenameFlags::EXCHANGE)).map(|(other, _)| other);
+        let exchanged =
+            replaced.as_ref().filter(|_| flags.contains(RenameFlags::EXCHANGE)).map(|(other, _)| other);
         for moved in [Some(&source), exchanged].into_iter().flatten() {
             if object_type(&moved.stat) == ObjectType::Directory {
                 section.intend(&[Intent::Move(&moved.handle)])?;

@@ -204,7 +204,8 @@ impl Nodes {
         let mut table = self.0.lock();
         if let Some(id) = table.find(handle) {
             if let Some(node) = table.get_mut(id) {
-                node.links = if node.kind == ObjectType::Directory { 0 } else { node.links.saturating_sub(1) };
+                node.links =
+                    if node.kind == ObjectType::Directory { 0 } else { node.links.saturating_sub(1) };
             }
             table.remove_name(id, parent, name);
         }

@@ -121,12 +121,15 @@ impl Session {
                 }
             };
             // ORDERING: see `spawn`.
-            if self.idle.fetch_sub(1, Ordering::Relaxed) == 1 && self.count.load(Ordering::Relaxed) < WORKERS_MAX {
+            if self.idle.fetch_sub(1, Ordering::Relaxed) == 1
+                && self.count.load(Ordering::Relaxed) < WORKERS_MAX
+            {
                 self.spawn();
             }
             match Request::parse(&bytes[..len], device.as_fd()) {
                 Ok(request) => {
-                    let served = std::panic::catch_unwind(AssertUnwindSafe(|| self.filesystem.serve(&request)));
+                    let served =
+                        std::panic::catch_unwind(AssertUnwindSafe(|| self.filesystem.serve(&request)));
                     if served.is_err() {
                         // If it had been answered before, the kernel ignores this.
                         request.fail(Errno::IO);
@@ -160,7 +163,11 @@ impl Filesystem {
         }
         if input.major > KERNEL_MAJOR {
             // It answers with its own version, and the kernel asks again with that.
-            return Ok(request.reply(&InitOut { major: KERNEL_MAJOR, minor: KERNEL_MINOR, ..InitOut::default() }));
+            return Ok(request.reply(&InitOut {
+                major: KERNEL_MAJOR,
+                minor: KERNEL_MINOR,
+                ..InitOut::default()
+            }));
         }
         let mut offered = u64::from(input.flags);
         if offered & init::INIT_EXT != 0 {

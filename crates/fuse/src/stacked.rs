@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use highwater_tracker::{FileHandle, ObjectType, Place, Sample, Source, Tracker};
+use highwater_tracker::{FileHandle, ObjectType, Place, RequestError, Sample, Source, Tracker};
 use parking_lot::Mutex;
 use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
@@ -74,9 +74,12 @@ pub struct Stacked {
 }
 
 impl Stacked {
-    /// Covers the directory. When this returns, everything that is done in it is seen.
+    /// Covers the directory and starts the tracker. When this returns, everything that is done in the directory is seen.
+    ///
+    /// An operation that comes before the tracker has started waits for it.
     pub fn mount(covered: Covered, tracker: Arc<Tracker>, options: Options) -> Result<Self, MountError> {
-        Self::mount_with(covered, Box::new(tracker), options)
+        let sections = Box::new(Arc::clone(&tracker));
+        Self::mount_and_start(covered, sections, options, |source| tracker.start(source))
     }
 
     /// The same with another tracker, for tests.
@@ -84,7 +87,16 @@ impl Stacked {
     pub fn mount_with(
         covered: Covered,
         sections: Box<dyn Sections>,
+        options: Options,
+    ) -> Result<Self, MountError> {
+        Self::mount_and_start(covered, sections, options, |_| Ok(()))
+    }
+
+    fn mount_and_start(
+        covered: Covered,
+        sections: Box<dyn Sections>,
         mut options: Options,
+        start: impl FnOnce(Arc<dyn Source>) -> Result<(), RequestError>,
     ) -> Result<Self, MountError> {
         let root = rustix::process::geteuid().is_root();
         options.passthrough &= root;
@@ -93,12 +105,14 @@ impl Stacked {
         if covered.access() != Access::Handles {
             raise_descriptor_limit();
         }
-        let directory = std::fs::canonicalize(covered.directory()).unwrap_or_else(|_| covered.directory().to_owned());
+        let directory =
+            std::fs::canonicalize(covered.directory()).unwrap_or_else(|_| covered.directory().to_owned());
         let dead = std::mem::take(&mut options.foreign);
         let nested = mount::nested(&directory);
         let mut made = mount::make(&covered)?;
         let device = Arc::new(made.device.try_clone().map_err(|source| MountError::NoDevice { source })?);
-        let root_fd = covered.root().try_clone_to_owned().map_err(|source| MountError::NoDevice { source })?;
+        let root_fd =
+            covered.root().try_clone_to_owned().map_err(|source| MountError::NoDevice { source })?;
         let filesystem = Arc::new(Filesystem {
             nodes: Nodes::new(covered.root_handle().clone(), Arc::new(root_fd)),
             covered,
@@ -150,14 +164,24 @@ impl Stacked {
                 Err(errno) => tracing::error!(%errno, "the root of the mount cannot be opened"),
             }
         }
-        report.losses.extend(filesystem.find_foreign(&directory, dead));
         // ORDERING: INIT has been answered, as the root was looked at.
         report.passthrough = filesystem.passthrough.load(Ordering::Relaxed);
         drop(made);
-        Ok(Self { filesystem, session, directory, report, mounted: AtomicBool::new(true), mount_id })
+        let mut stacked =
+            Self { filesystem, session, directory, report, mounted: AtomicBool::new(true), mount_id };
+        if let Err(source) = start(stacked.source()) {
+            if let Err(error) = stacked.unmount_lazy() {
+                tracing::warn!(%error, "the mount stays");
+            }
+            return Err(MountError::Start { source });
+        }
+        // Only now: these are told to the tracker.
+        let losses = stacked.filesystem.find_foreign(&stacked.directory, dead);
+        stacked.report.losses.extend(losses);
+        Ok(stacked)
     }
 
-    /// The source for [`Tracker::start`].
+    /// The source, as the tracker has it.
     pub fn source(&self) -> Arc<dyn Source> {
         Arc::clone(&self.filesystem) as Arc<dyn Source>
     }
@@ -223,7 +247,10 @@ impl Stacked {
             // Somebody else has unmounted it.
             Err(Errno::INVAL) => {}
             Err(errno) => {
-                return Err(UnmountError::Refused { directory: self.directory.clone(), source: errno.into() });
+                return Err(UnmountError::Refused {
+                    directory: self.directory.clone(),
+                    source: errno.into(),
+                });
             }
         }
         self.end();
@@ -236,8 +263,10 @@ impl Stacked {
         for nested in self.report.nested_kept.iter().rev() {
             let _ = mount::take_away(nested, true);
         }
-        mount::take_away(&self.directory, true)
-            .map_err(|errno| UnmountError::Refused { directory: self.directory.clone(), source: errno.into() })?;
+        mount::take_away(&self.directory, true).map_err(|errno| UnmountError::Refused {
+            directory: self.directory.clone(),
+            source: errno.into(),
+        })?;
         *self.filesystem.probers.lock() = None;
         Ok(())
     }
@@ -289,7 +318,9 @@ fn losses(covered: &Covered, options: &Options, root: bool, losses: &mut Vec<Str
     match covered.access() {
         Access::Handles => {}
         Access::Descriptors => {
-            lose("objects cannot be opened by their handles here: a descriptor is kept for each that the kernel knows");
+            lose(
+                "objects cannot be opened by their handles here: a descriptor is kept for each that the kernel knows",
+            );
         }
         Access::Synthetic => lose(
             "the filesystem has no file handles: objects are known by inode number and birth time, and a number that is used \
@@ -304,7 +335,8 @@ fn losses(covered: &Covered, options: &Options, root: bool, losses: &mut Vec<Str
 fn raise_descriptor_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
-    if let Err(errno) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }) {
+    if let Err(errno) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })
+    {
         tracing::warn!(%errno, "the limit of descriptors could not be raised");
     }
 }
@@ -385,7 +417,8 @@ impl Source for Filesystem {
     }
 
     fn timestamps_are_distinct(&self) -> bool {
-        let multigrain = matches!(self.covered.magic(), magic::EXT4 | magic::XFS | magic::BTRFS | magic::TMPFS);
+        let multigrain =
+            matches!(self.covered.magic(), magic::EXT4 | magic::XFS | magic::BTRFS | magic::TMPFS);
         multigrain && kernel_at_least(6, 13)
     }
 

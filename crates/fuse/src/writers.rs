@@ -72,7 +72,8 @@ impl Filesystem {
     pub(crate) fn end_lingering(&self, all: bool) {
         let ended = {
             let mut lingering = self.lingering.lock();
-            let (ended, left) = lingering.files.drain(..).partition(|file| all || !lower_is_open_for_writing(file));
+            let (ended, left) =
+                lingering.files.drain(..).partition(|file| all || !lower_is_open_for_writing(file));
             lingering.files = left;
             let ended: Vec<Arc<OpenFile>> = ended;
             ended
@@ -121,7 +122,9 @@ impl Filesystem {
                 mapped.insert(object.clone());
                 continue;
             }
-            let Some(located) = self.nodes.id(object).and_then(|node| self.nodes.locate(node)) else { continue };
+            let Some(located) = self.nodes.id(object).and_then(|node| self.nodes.locate(node)) else {
+                continue;
+            };
             let unseen = located.open.as_ref().is_some_and(|open| open.has_unseen_writers());
             // A store into a mapping of tmpfs changes no timestamp, so that even a mapping that was there only between two
             // looks counts.

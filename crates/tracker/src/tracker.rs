@@ -284,7 +284,7 @@ impl<S: Storage> Tracker<S> {
     /// Sections that were entered before wait for it. Starts the thread that moves the stable horizon.
     ///
     /// # Errors
-    /// If recovery fails. The tracker is of no use then.
+    /// If recovery fails. Every answer is fresh then, and the next start recovers again.
     ///
     /// # Panics
     /// If it has been called before.
@@ -293,13 +293,17 @@ impl<S: Storage> Tracker<S> {
         assert!(shared.source.set(source).is_ok(), "a tracker is started once");
         let found = shared.found.lock().take().expect("start is called once");
         let has_crashed = found.has_crashed();
-        shared.tell_found(found)?;
+        let told = shared.tell_found(found);
+        if let Err(error) = &told {
+            shared.fail(error);
+        }
         // Only now: a change must not be recorded before what it follows.
         let guard = shared.source_is_set.0.lock();
         // ORDERING: pairs with the load in `section`; what recovery has done happens before the first section.
         shared.is_started.store(true, Ordering::Release);
         drop(guard);
         shared.source_is_set.1.notify_all();
+        told?;
         let on_thread = Arc::clone(shared);
         let thread =
             std::thread::Builder::new().name("horizon".into()).spawn(move || on_thread.move_horizon());

@@ -54,11 +54,8 @@ impl<'a> Request<'a> {
     /// Answers with two pieces, one after the other.
     pub(crate) fn reply_parts(&self, first: &[u8], second: &[u8]) -> Sent {
         let len = size_of::<OutHeader>() + first.len() + second.len();
-        let header = OutHeader {
-            len: u32::try_from(len).unwrap_or(u32::MAX),
-            error: 0,
-            unique: self.header.unique,
-        };
+        let header =
+            OutHeader { len: u32::try_from(len).unwrap_or(u32::MAX), error: 0, unique: self.header.unique };
         device::send(self.device, &[header.as_bytes(), first, second]);
         Sent(())
     }
@@ -70,11 +67,7 @@ impl<'a> Request<'a> {
 
     /// Answers with an error.
     pub(crate) fn fail(&self, errno: Errno) -> Sent {
-        let header = OutHeader {
-            len: 16,
-            error: -errno.raw_os_error(),
-            unique: self.header.unique,
-        };
+        let header = OutHeader { len: 16, error: -errno.raw_os_error(), unique: self.header.unique };
         device::send(self.device, &[header.as_bytes()]);
         Sent(())
     }

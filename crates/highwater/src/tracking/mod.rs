@@ -183,8 +183,6 @@ fn cover(
     };
     let stacked = Stacked::mount(covered, Arc::clone(&tracker), options)
         .map_err(|error| Failure::new(Exit::Failed, anyhow::Error::from(error).context("cannot track")))?;
-    // Whoever came first and changes something waits for this.
-    tracker.start(stacked.source()).context("cannot start tracking")?;
     let strict = request.config.durability == Durability::Strict;
     tracing::info!(filesystem, strict, "covered {}", path.display());
     Ok((Engine::new(tracker, stacked, path, state_path, filesystem), opening))
@@ -201,11 +199,14 @@ fn watch(engine: &Arc<Engine>, stopped: std::sync::mpsc::Receiver<()>, ended: &S
     });
     let (engine, tell) = (Arc::clone(engine), ended.clone());
     std::thread::spawn(move || {
-        engine.wait_for_unmount();
-        if engine.has_been_stopped() {
-            return;
+        match engine.wait_for_unmount() {
+            // In the middle of our own stop the mount goes first: then there is somebody who knows.
+            Ok(()) if !engine.is_being_stopped() => {
+                let _ = tell.send(Ended::Unmounted);
+            }
+            Ok(()) => {}
+            Err(error) => tracing::warn!("cannot watch the mounts: {error}"),
         }
-        let _ = tell.send(Ended::Unmounted);
     });
 }
 
