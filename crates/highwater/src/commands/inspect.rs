@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use highwater_client::process_start_ticks;
 use highwater_journal::{Directory, Inspection, OpenError, Record, SegmentRole};
 use highwater_tracker::Body;
 
@@ -39,10 +40,14 @@ pub(crate) fn run(args: &Args) -> Result<Exit, Failure> {
     let tracker = live_tracker(&args.state);
     let mut kinds = BTreeMap::<&str, u64>::new();
     let mut undecodable = 0_u64;
+    let mut stopped = false;
     let mut printed = Ok(());
     let inspected = highwater_journal::inspect(&directory, args.verify, |record| {
         match Body::decode(record.kind, &record.payload) {
-            Ok(body) => *kinds.entry(name(&body)).or_default() += 1,
+            Ok(body) => {
+                *kinds.entry(name(&body)).or_default() += 1;
+                stopped = matches!(body, Body::Stopped { .. });
+            }
             Err(_) => undecodable += 1,
         }
         if args.records && printed.is_ok() {
@@ -59,7 +64,7 @@ pub(crate) fn run(args: &Args) -> Result<Exit, Failure> {
         }
         inspected => inspected.with_context(|| format!("cannot inspect {shown}"))?,
     };
-    show(&inspection, args.verify, tracker.is_some())?;
+    show(&inspection, args.verify, stopped, tracker.is_some())?;
     if !kinds.is_empty() {
         let kinds: Vec<String> = kinds.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
         print_line(&format!("records     {}", kinds.join(", ")))?;
@@ -87,21 +92,21 @@ pub(crate) fn run(args: &Args) -> Result<Exit, Failure> {
     Ok(Exit::Done)
 }
 
-fn show(inspection: &Inspection, verify: bool, in_use: bool) -> Result<(), Failure> {
+fn show(inspection: &Inspection, verify: bool, stopped: bool, in_use: bool) -> Result<(), Failure> {
     let id = inspection.id.map_or_else(|| "unreadable".to_owned(), |id| id.to_string());
     print_line(&format!("journal     {id}"))?;
     let bytes: u64 = inspection.segments.iter().map(|segment| segment.bytes).sum();
     print_line(&format!("size        {} in {} segments", bytes_text(bytes), inspection.segments.len()))?;
-    let end = match (&inspection.torn_tail, inspection.is_clean, in_use) {
+    let end = match (&inspection.torn_tail, inspection.is_clean || stopped, in_use) {
         (Some(tail), ..) => {
             format!(
                 "{} bytes of a write under way at byte {} of segment {}",
                 tail.bytes, tail.offset, tail.segment
             )
         }
-        (None, true, _) => "closed cleanly".to_owned(),
+        (None, true, _) => "stopped cleanly".to_owned(),
         (None, false, true) => "open".to_owned(),
-        (None, false, false) => "not closed: the next start recovers".to_owned(),
+        (None, false, false) => "not stopped: the next start recovers".to_owned(),
     };
     print_line(&format!("end         {end}"))?;
     for segment in &inspection.segments {
@@ -156,5 +161,6 @@ fn live_tracker(state: &Path) -> Option<u32> {
     let text = std::fs::read_to_string(state.join("lock")).ok()?;
     let pid: u32 = text.trim().parse().ok()?;
     let command = std::fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
-    command.starts_with("highwater").then_some(pid)
+    // A zombie has let go of its locks.
+    (command.starts_with("highwater") && process_start_ticks(pid).is_some()).then_some(pid)
 }

@@ -117,7 +117,10 @@ pub(crate) fn run(args: &Args) -> Result<Exit, Failure> {
         stop(&tracking)?;
         return Err(Failure::text(Exit::Failed, "interrupted while starting; nothing is tracked"));
     }
-    announce(args, &tracking)?;
+    if let Err(failure) = announce(args, &tracking) {
+        stop(&tracking)?;
+        return Err(failure);
+    }
     wait(&tracking, &events.receive)
 }
 
@@ -178,13 +181,16 @@ fn announce(args: &Args, tracking: &Tracking) -> Result<(), Failure> {
     let (shown, state_shown) = (quote_path(&directory), quote_path(&state));
     let pid = std::process::id();
     let line = format!("tracking {shown} (source fuse, {durability}, state {state_shown}, pid {pid})");
+    if args.background_child {
+        daemon::leave(&state)?;
+    }
     // Nobody has to listen.
     if let Err(error) = print_line(&line) {
         tracing::debug!("nobody reads stdout: {error:#}");
     }
     // The tracker must not keep the filesystem busy on which it was started.
     drop(std::env::set_current_dir(Path::new("/")));
-    if args.background_child { daemon::leave(&state) } else { Ok(()) }
+    if args.background_child { daemon::hang_up() } else { Ok(()) }
 }
 
 fn wait(tracking: &Tracking, events: &Receiver<Event>) -> Result<Exit, Failure> {
@@ -202,10 +208,11 @@ fn wait(tracking: &Tracking, events: &Receiver<Event>) -> Result<Exit, Failure> 
                 return Ok(Exit::Done);
             }
             Ok(Event::Ended(Ended::Unmounted)) => {
-                stop(tracking)?;
                 let directory = quote_path(tracking.directory());
-                let text = format!("somebody else has unmounted {directory}: tracking has ended");
-                return Err(Failure::text(Exit::Failed, text));
+                complain(&format!("somebody else has unmounted {directory}: tracking ends"));
+                // If a program still uses what was unmounted, this waits for it.
+                stop(tracking)?;
+                return Err(Failure::silent(Exit::Failed));
             }
             Err(_) => return Err(Failure::text(Exit::Failed, "the thread that waits for signals has ended")),
         }

@@ -58,7 +58,8 @@ pub(crate) fn stay_with_parent() -> Result<(), Failure> {
     Ok(())
 }
 
-/// In the new process, once it tracks and has said so: leaves the caller's session and terminal.
+/// In the new process, once it tracks and before it says so: the caller ends when it is told, and must not take us along.
+/// Leaves the caller's session, and what is said on stderr goes to the log from now on.
 pub(crate) fn leave(state: &Path) -> Result<(), Failure> {
     rustix::process::set_parent_process_death_signal(None).context("cannot leave the caller")?;
     rustix::process::setsid().context("cannot leave the caller's session")?;
@@ -67,17 +68,24 @@ pub(crate) fn leave(state: &Path) -> Result<(), Failure> {
         // Keeping too long a log does no harm.
         drop(std::fs::rename(&path, state.join(format!("{LOG_FILE}.old"))));
     }
-    let log = OpenOptions::new().create(true).append(true).mode(0o600).open(&path);
-    let null = File::options().write(true).open("/dev/null").context("cannot open /dev/null")?;
-    // A full disk must not keep the volume from being tracked: then there is no log.
-    let log = match log {
+    let log = match OpenOptions::new().create(true).append(true).mode(0o600).open(&path) {
         Ok(log) => log,
         Err(error) => {
+            // A full disk must not keep the volume from being tracked: then there is no log.
             tracing::warn!("cannot write {}: {error}; there will be no log", path.display());
-            null.try_clone().context("cannot leave the caller's terminal")?
+            null()?
         }
     };
     rustix::stdio::dup2_stderr(&log).context("cannot leave the caller's terminal")?;
-    rustix::stdio::dup2_stdout(&null).context("cannot leave the caller's terminal")?;
     Ok(())
+}
+
+/// In the new process, once it has said that it tracks.
+pub(crate) fn hang_up() -> Result<(), Failure> {
+    rustix::stdio::dup2_stdout(null()?).context("cannot leave the caller's terminal")?;
+    Ok(())
+}
+
+fn null() -> Result<File, anyhow::Error> {
+    File::options().write(true).open("/dev/null").context("cannot open /dev/null")
 }

@@ -4,9 +4,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use highwater_client::{Change, Consumer, Holder, Kind, ObjectType, Refusal, Status};
+use highwater_client::{Change, Consumer, Holder, Kind, ObjectType, Refusal, Status, stacked_mounts};
 use highwater_fuse::{Stacked, UnmountError};
 use highwater_tracker::{self as tracker, Cursor, Durability, LineKind, RequestError, Tracker};
+use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::server::{Answer, Since, Stop, Volume};
 
@@ -45,13 +46,23 @@ impl Engine {
         &self.stacked.report().losses
     }
 
-    /// Returns when the directory is not mounted any more, by whomever.
-    pub(super) fn wait_for_unmount(&self) {
-        self.stacked.wait();
+    /// Returns when the directory is not covered any more, by whomever that was done.
+    ///
+    /// The kernel tells of each change of the mounts by an exceptional condition of `/proc/self/mountinfo` (proc(5)).
+    pub(super) fn wait_for_unmount(&self) -> std::io::Result<()> {
+        let mounts = std::fs::File::open("/proc/self/mountinfo")?;
+        while stacked_mounts()?.iter().any(|mount| mount.directory == self.directory) {
+            let mut events = [PollFd::new(&mounts, PollFlags::PRI | PollFlags::ERR)];
+            match poll(&mut events, None) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        Ok(())
     }
 
-    pub(super) fn has_been_stopped(&self) -> bool {
-        self.stop_state().is_some()
+    pub(super) fn is_being_stopped(&self) -> bool {
+        self.stopped.try_lock().map_or(true, |stopped| stopped.is_some())
     }
 
     fn stop_state(&self) -> std::sync::MutexGuard<'_, Option<Result<(), Refusal>>> {

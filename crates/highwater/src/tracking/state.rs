@@ -16,8 +16,11 @@ use crate::quote::quote_path;
 /// The file that every state directory has.
 const VOLUME_FILE: &str = "volume";
 
-/// Files that may be there before the volume is: the journal's lock, and the log of a tracker that did not get further.
-const HARMLESS_FILES: [&str; 2] = ["lock", super::daemon::LOG_FILE];
+/// Whether a file may be in a state directory that has no volume yet: a start that failed leaves such.
+fn is_ours(name: &str) -> bool {
+    let whole = ["lock", "consumers", "horizon"].contains(&name);
+    whole || name.starts_with("journal") || name.starts_with(super::daemon::LOG_FILE) || name.starts_with('.')
+}
 
 /// The state of a directory if none is given: `/var/lib/highwater/NAME-HASH` for root, else below `$XDG_STATE_HOME` or
 /// `~/.local/state`.
@@ -89,13 +92,14 @@ fn check_existing(path: &Path, metadata: &std::fs::Metadata) -> Result<(), Failu
     }
     let entries = std::fs::read_dir(path).map_err(|error| explain(error.into(), path))?;
     let names: Vec<_> = entries.filter_map(|entry| Some(entry.ok()?.file_name())).collect();
-    if names.iter().all(|name| HARMLESS_FILES.iter().any(|harmless| name == harmless)) {
+    let is_state = names.iter().any(|name| name == VOLUME_FILE);
+    if !is_state && !names.iter().all(|name| name.to_str().is_some_and(is_ours)) {
+        return refuse("there are other files in it, and no state; give a new or empty directory".to_owned());
+    }
+    if !is_state {
         // Ours, and nothing in it: nobody else has to get in from now on.
         return std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700))
             .map_err(|error| explain(error.into(), path));
-    }
-    if !names.iter().any(|name| name == VOLUME_FILE) {
-        return refuse("there are other files in it, and no state; give a new or empty directory".to_owned());
     }
     Ok(())
 }

@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
+pub(crate) mod tree;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
