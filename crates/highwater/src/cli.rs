@@ -16,20 +16,23 @@ not in a race with a writer, not in a crash, not in a reboot.";
 
 const AFTER_HELP: &str = "\
 A first look:
-  highwater demo                                       the whole story in under a minute
+  highwater demo
 
 Keep a copy of a tree up to date:
   highwater track /srv/data --daemon
   highwater consumer add /srv/data backup
   highwater run /srv/data --consumer backup --format null -- \\
-      rsync -a --ignore-times --force --from0 --files-from=- --delete-missing-args /srv/data/ /backup/
-  (exit status 4: no difference can be told, copy everything once and `ack`)
+      rsync -a --ignore-times --force --from0 --files-from=- \\
+          --delete-missing-args /srv/data/ /backup/
+  (exit status 4: no difference can be told; copy everything once and `ack`)
 
 Exit status:
-  0 done   1 failed   2 wrong usage   3 not tracked   4 fresh, where the format can only tell a difference
+  0 done   1 failed   2 wrong usage   3 not tracked
+  4 fresh, where the format can only tell a difference
 
 Environment:
-  HIGHWATER_RUNTIME_DIR  where the sockets are; default /run/highwater for root, else $XDG_RUNTIME_DIR/highwater
+  HIGHWATER_RUNTIME_DIR  where the sockets are; default /run/highwater for root,
+                         else $XDG_RUNTIME_DIR/highwater
   RUST_LOG               what the tracker logs, like highwater=debug
   NO_COLOR               no colour, also on a terminal";
 

@@ -404,3 +404,20 @@ fn ctrl_c_clears_the_demo_away() {
     eventually("the mount is gone", || !is_mounted(&Path::new(&home).join("tree")));
     assert!(!Path::new(&home).exists());
 }
+
+#[test]
+fn a_signal_at_any_moment_of_the_start_leaves_nothing_behind() {
+    let tree = Tree::new();
+    for delay_ms in (0..120).step_by(10) {
+        let mut command = tree.command(&["track", "tree", "--state", "state"]);
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        // Not to wait for something, but to hit another moment each time.
+        std::thread::sleep(std::time::Duration::from_millis(delay_ms));
+        let pid = rustix::process::Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
+        rustix::process::kill_process(pid, Signal::TERM).unwrap();
+        child.wait().unwrap();
+        assert!(!tree.is_mounted(), "after {delay_ms} ms");
+        fs::write(tree.dir().join("f"), "x").unwrap();
+        tree.fails(&["status", "tree"], 3);
+    }
+}

@@ -8,8 +8,9 @@ use crate::exit::{Exit, Failure};
 
 /// Store the cursor of a consumer: its next answer begins there.
 ///
-/// Ack a cursor only after the changes up to it have been used, durably: what a consumer has acked it is not told again,
-/// unless a crash may have undone it. An ack never goes back.
+/// Ack a cursor only after the changes up to it have been used, durably: what a
+/// consumer has acked it is not told again, unless a crash may have undone it. An
+/// ack never goes back.
 ///
 /// Example:
 ///   highwater ack /srv/data --consumer backup hw1.0123456789abcdef0123456789abcdef.17.17

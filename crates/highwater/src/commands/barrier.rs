@@ -10,8 +10,8 @@ use crate::output::print_line;
 
 /// Wait for every operation that is in flight now, and print the cursor reached.
 ///
-/// Blocks no writer. What began before the call has ended when it returns: read a file after that, and you cannot see old
-/// data under a new timestamp.
+/// Blocks no writer. What began before the call has ended when it returns: read a
+/// file after that, and you cannot see old data under a new timestamp.
 ///
 /// Example:
 ///   highwater barrier /srv/data

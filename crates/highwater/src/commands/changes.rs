@@ -11,17 +11,21 @@ use crate::output::{Format, summary, write_changes};
 
 /// Print what changed since a cursor, or since a consumer's last ack.
 ///
-/// Without --since and --consumer the answer is fresh: not a difference, take everything. `--since now` gives a cursor
-/// and no changes. Applying the lines from top to bottom is safe; nothing is printed before the answer is whole.
+/// Without --since and --consumer the answer is fresh: not a difference, take
+/// everything. `--since now` gives a cursor and no changes. Applying the lines
+/// from top to bottom is safe; nothing is printed before the answer is whole.
 ///
-/// With --format json the first line is {"cursor":"...","since":"..."|null,"fresh":false}, then one object per change:
+/// With --format json the first line is
+/// {"cursor":"...","since":"..."|null,"fresh":false}, then one object per change:
 ///   {"path":"a/b","kind":"created|modified|metadata|renamed|deleted|rescan","type":"file|dir|symlink|other",
 ///    "from":"old/path","recursive":false,"recovered":false,"nlink":2,"usn":123}
-/// `from` is there for renamed, `recursive` for rescan, `nlink` for a file with several names; a path that is not UTF-8
-/// is in path_base64 (from_base64).
+/// `from` is there for renamed, `recursive` for rescan, `nlink` for a file with
+/// several names; a path that is not UTF-8 is in path_base64 (from_base64).
 ///
-/// With --format null each changed, deleted and renamed (both names) path once, and everything below a renamed directory.
-/// An answer that a list of paths cannot tell (fresh, or with a rescan) prints nothing and ends with exit status 4.
+/// With --format null each changed, deleted and renamed (both names) path once,
+/// and everything below a renamed directory. An answer that a list of paths
+/// cannot tell (fresh, or with a rescan) prints nothing and ends with exit status
+/// 4.
 ///
 /// Example:
 ///   cursor=$(highwater changes /srv/data --since now --format json | jq -r .cursor)

@@ -10,8 +10,9 @@ use crate::output::print_line;
 
 /// Add, remove or list consumers: named readers whose cursor the tracker keeps.
 ///
-/// A new consumer's first answer is fresh. One that is removed is forgotten. A consumer that falls too far behind becomes
-/// fresh: it never holds the journal up.
+/// A new consumer's first answer is fresh. One that is removed is forgotten. A
+/// consumer that falls too far behind becomes fresh: it never holds the journal
+/// up.
 ///
 /// Example:
 ///   highwater consumer add /srv/data backup

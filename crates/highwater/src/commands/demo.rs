@@ -3,11 +3,14 @@
 use crate::demo;
 use crate::exit::{Exit, Failure};
 
-/// Tell the whole story on real files in a temporary directory, in under a minute.
+/// Tell the whole story on real files in a temporary directory, in under a
+/// minute.
 ///
-/// Shows a list of changes; a write that is stalled half-way, the new timestamp over old data that it makes, and the barrier
-/// that waits for exactly that write; a tracker killed with SIGKILL in the middle of work, and its recovery. At the end it says
-/// what it has checked, and exits 1 if anything did not hold. Ctrl-C cleans up. The directory is made in $TMPDIR.
+/// Shows a list of changes; a write that is stalled half-way, the new timestamp
+/// over old data that it makes, and the barrier that waits for exactly that
+/// write; a tracker killed with SIGKILL in the middle of work, and its recovery.
+/// At the end it says what it has checked, and exits 1 if anything did not hold.
+/// Ctrl-C cleans up. The directory is made in $TMPDIR.
 ///
 /// Example:
 ///   highwater demo

@@ -16,9 +16,10 @@ const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Print changes as they happen, as JSON lines, for ever.
 ///
-/// Each batch is a line with its cursor, then its changes, as `highwater changes --format json` prints them; it is printed
-/// when it is whole. The first batch comes at once, be it empty. Without --since it is fresh. Ends with exit status 0 on
-/// SIGINT and SIGTERM, and when nobody reads its output any more.
+/// Each batch is a line with its cursor, then its changes, as `highwater changes
+/// --format json` prints them; it is printed when it is whole. The first batch
+/// comes at once, be it empty. Without --since it is fresh. Ends with exit status
+/// 0 on SIGINT and SIGTERM, and when nobody reads its output any more.
 ///
 /// Example:
 ///   highwater follow /srv/data --since now

@@ -14,9 +14,11 @@ use crate::quote::quote_path;
 
 /// Look at a state directory offline: its segments, and what is wrong with it.
 ///
-/// Changes nothing and takes no lock. While a tracker runs it can be used too, but what is just being written may look torn
-/// or damaged then. With --verify every record is read and its checksum checked; without it only those of the last segment.
-/// Exits 1 if something is damaged. A torn tail is not damage: it is what a crash leaves of a write under way.
+/// Changes nothing and takes no lock. While a tracker runs it can be used too,
+/// but what is just being written may look torn or damaged then. With --verify
+/// every record is read and its checksum checked; without it only those of the
+/// last segment. Exits 1 if something is damaged. A torn tail is not damage: it
+/// is what a crash leaves of a write under way.
 ///
 /// Example:
 ///   highwater inspect /var/lib/highwater/data-0123456789abcdef --verify

@@ -16,18 +16,23 @@ use signal_hook::iterator::Signals;
 use crate::exit::{Exit, Failure};
 use crate::output::{Format, summary, write_changes};
 
-/// Give a command a consumer's changes on its stdin, and ack them when it exits 0.
+/// Give a command a consumer's changes on its stdin, and ack them when it exits
+/// 0.
 ///
-/// The command runs also when nothing has changed. It finds the cursor in HIGHWATER_CURSOR and whether the answer is
-/// fresh (1 or 0) in HIGHWATER_FRESH. Its exit status becomes that of `highwater run`, 128 and the number of the signal if
-/// one killed it; signals are passed on to it. What it was told and did not ack it is told again the next time.
+/// The command runs also when nothing has changed. It finds the cursor in
+/// HIGHWATER_CURSOR and whether the answer is fresh (1 or 0) in HIGHWATER_FRESH.
+/// Its exit status becomes that of `highwater run`, 128 and the number of the
+/// signal if one killed it; signals are passed on to it. What it was told and did
+/// not ack it is told again the next time.
 ///
-/// With --format null an answer that a list of paths cannot tell (fresh, or with a rescan) does not run the command: exit
-/// status 4. Then copy everything once, and ack a cursor taken before that with `highwater barrier`.
+/// With --format null an answer that a list of paths cannot tell (fresh, or with
+/// a rescan) does not run the command: exit status 4. Then copy everything once,
+/// and ack a cursor taken before that with `highwater barrier`.
 ///
 /// Example:
 ///   highwater run /srv/data --consumer backup --format null -- \
-///     rsync -a --ignore-times --force --from0 --files-from=- --delete-missing-args /srv/data/ /backup/
+///     rsync -a --ignore-times --force --from0 --files-from=- \
+///       --delete-missing-args /srv/data/ /backup/
 #[derive(Debug, clap::Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct Args {

@@ -19,8 +19,9 @@ const EXIT_SECONDS_MAX: i64 = 10;
 
 /// Stop tracking, cleanly: unmount, seal, sync.
 ///
-/// What changes from then on is not seen: the next `highwater track` finds it by a scan. A directory that is in use cannot
-/// be unmounted: the message says by whom, and tracking goes on.
+/// What changes from then on is not seen: the next `highwater track` finds it by
+/// a scan. A directory that is in use cannot be unmounted: the message says by
+/// whom, and tracking goes on.
 ///
 /// Example:
 ///   highwater stop /srv/data

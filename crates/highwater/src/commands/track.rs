@@ -23,18 +23,24 @@ const STOP_PATIENCE: Duration = Duration::from_secs(10);
 /// How often it tries.
 const STOP_EVERY: Duration = Duration::from_millis(100);
 
-/// Track a directory: from then on every change in it is recorded before it happens.
+/// Track a directory: from then on every change in it is recorded before it
+/// happens.
 ///
-/// Stays in the foreground until SIGTERM or SIGINT and prints one line, `tracking DIR ...`, when changes are being seen;
-/// with --daemon it goes to the background at that moment. `highwater stop` ends it as well. A directory that is in use
-/// cannot be stopped: then a signal is answered with who uses it, and tracking goes on.
+/// Stays in the foreground until SIGTERM or SIGINT and prints one line, `tracking
+/// DIR ...`, when changes are being seen; with --daemon it goes to the background
+/// at that moment. `highwater stop` ends it as well. A directory that is in use
+/// cannot be stopped: then a signal is answered with who uses it, and tracking
+/// goes on.
 ///
-/// With the source `fuse` the directory is mounted over itself. If the tracker is killed, the directory answers `Transport
-/// endpoint is not connected` until the next `highwater track`, which recovers: nothing can change unseen in between.
-/// Processes that work in the directory already when tracking starts are not seen, and named.
+/// With the source `fuse` the directory is mounted over itself. If the tracker is
+/// killed, the directory answers `Transport endpoint is not connected` until the
+/// next `highwater track`, which recovers: nothing can change unseen in between.
+/// Processes that work in the directory already when tracking starts are not
+/// seen, and named.
 ///
-/// The state is the journal and the consumers' cursors. It is never inside DIR; default /var/lib/highwater/NAME-HASH for
-/// root, else $XDG_STATE_HOME/highwater/NAME-HASH.
+/// The state is the journal and the consumers' cursors. It is never inside DIR;
+/// default /var/lib/highwater/NAME-HASH for root, else
+/// $XDG_STATE_HOME/highwater/NAME-HASH.
 ///
 /// Example:
 ///   highwater track /srv/data --daemon

@@ -1,6 +1,6 @@
 //! Processes that were in the directory before it was covered.
 //!
-//! A working directory or an open file stays on what is below the mount: what such a process changes there is not seen. It
+//! A working directory or an open directory stays on what is below the mount: what such a process changes there is not seen. It
 //! cannot be prevented from here, so it is said.
 
 use std::os::unix::fs::MetadataExt;
@@ -21,8 +21,8 @@ pub(super) fn warn(directory: &Path) {
         names.push(format!("{} more", found.len() - NAMED_MAX));
     }
     tracing::warn!(
-        "in {} since before it was tracked: {}. What they change through a working directory or a file that they had open \
-         then is not seen; let them go there anew (`cd .` is not enough, `cd {}` is)",
+        "in {} since before it was tracked: {}. What they change by way of a directory that they had \
+         open then is not seen; let them go there anew (`cd .` is not enough, `cd {}` is)",
         directory.display(),
         names.join(", "),
         directory.display()
@@ -45,7 +45,8 @@ fn find(directory: &Path, mount_device: u64) -> Vec<(u32, String)> {
 fn is_below(pid: u32, directory: &Path, mount_device: u64) -> bool {
     let process = PathBuf::from(format!("/proc/{pid}"));
     let descriptors = std::fs::read_dir(process.join("fd")).into_iter().flatten().flatten();
-    let descriptors = descriptors.filter(|entry| writes(&process.join("fdinfo").join(entry.file_name())));
+    let descriptors =
+        descriptors.filter(|entry| is_directory(&process.join("fdinfo").join(entry.file_name())));
     let links =
         [process.join("cwd"), process.join("root")].into_iter().chain(descriptors.map(|entry| entry.path()));
     links.into_iter().any(|link| {
@@ -54,11 +55,13 @@ fn is_below(pid: u32, directory: &Path, mount_device: u64) -> bool {
     })
 }
 
-/// Whether a descriptor can write, or is a directory: `flags:` are octal, the access mode is in the last two bits.
-fn writes(fdinfo: &Path) -> bool {
+/// Whether a descriptor is one of a directory: `flags:` are octal. Files that are open for writing are the source's business,
+/// which takes them over.
+fn is_directory(fdinfo: &Path) -> bool {
     const O_DIRECTORY: u32 = 0o200_000;
     let Ok(text) = std::fs::read_to_string(fdinfo) else { return false };
     let flags = text.lines().find_map(|line| line.strip_prefix("flags:"));
-    let flags = flags.and_then(|octal| u32::from_str_radix(octal.trim(), 8).ok()).unwrap_or(0);
-    flags & 0o3 != 0 || flags & O_DIRECTORY != 0
+    flags
+        .and_then(|octal| u32::from_str_radix(octal.trim(), 8).ok())
+        .is_some_and(|flags| flags & O_DIRECTORY != 0)
 }

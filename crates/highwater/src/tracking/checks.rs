@@ -47,12 +47,13 @@ pub(super) fn directory(given: &Path) -> Result<Directory, Failure> {
         }
         Ok(_) => false,
     };
+    // fusermount3, which mounts for others than root, opens it with the rights of its caller as well.
     if let Err(error) = std::fs::OpenOptions::new().read(true).write(true).open("/dev/fuse") {
         let what_to_do = match error.kind() {
             ErrorKind::NotFound => {
                 "load the kernel's module with `modprobe fuse`, or pass the device into the container"
             }
-            _ => "run as root, or let this user use the device",
+            _ => "run as root, or let this user use the device (it usually has mode 0666)",
         };
         let text = format!("cannot track {shown}: cannot open /dev/fuse ({error}): {what_to_do}");
         return Err(Failure::text(Exit::Failed, text));

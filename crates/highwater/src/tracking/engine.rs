@@ -14,6 +14,9 @@ use crate::server::{Answer, Since, Stop, Volume};
 /// The tracker says more about what it waits for than we can: it gets a moment to do so.
 const GRACE: Duration = Duration::from_millis(20);
 
+/// Another user than root cannot look into most processes, and each is a loss of its own.
+const LOSSES_TOLD_MAX: usize = 6;
+
 /// A tracked directory.
 pub(super) struct Engine {
     tracker: Arc<Tracker>,
@@ -41,9 +44,14 @@ impl Engine {
         &self.state
     }
 
-    /// What is lost with this mount, one sentence each.
-    pub(super) fn losses(&self) -> &[String] {
-        &self.stacked.report().losses
+    /// What is lost with this mount, one sentence each; of many the first ones.
+    pub(super) fn losses(&self) -> Vec<String> {
+        let all = &self.stacked.report().losses;
+        let mut told: Vec<String> = all.iter().take(LOSSES_TOLD_MAX).cloned().collect();
+        if all.len() > told.len() {
+            told.push(format!("and {} more like that", all.len() - told.len()));
+        }
+        told
     }
 
     /// Returns when the directory is not covered any more, by whomever that was done.
@@ -73,15 +81,15 @@ impl Engine {
 impl Volume for Engine {
     fn status(&self) -> Status {
         let status = self.tracker.status();
-        let report = self.stacked.report();
+        let losses = self.losses();
         let data =
             if self.stacked.is_passthrough() { "native speed (passthrough)" } else { "through the tracker" };
         let mut details = std::collections::BTreeMap::from([
             ("data".to_owned(), data.to_owned()),
             ("filesystem".to_owned(), self.filesystem.to_owned()),
         ]);
-        if !report.losses.is_empty() {
-            details.insert("note".to_owned(), report.losses.join("; "));
+        if !losses.is_empty() {
+            details.insert("note".to_owned(), losses.join("; "));
         }
         Status {
             source: "fuse".to_owned(),

@@ -136,7 +136,7 @@ impl Tracking {
         if let Some(why) = &opening.fresh {
             remarks.push(format!("every consumer is fresh: {why}"));
         }
-        remarks.extend(self.engine.losses().iter().cloned());
+        remarks.extend(self.engine.losses());
         remarks
     }
 
