@@ -153,8 +153,8 @@ fn name(body: &Body) -> &'static str {
         Body::Rescan { .. } | Body::Recovered { .. } => "told again",
         Body::Seal { .. } => "seals",
         Body::Stable { .. } => "moves of the stable horizon",
-        Body::Lost { .. } => "losses",
-        Body::Started { .. } | Body::Stopped { .. } => "starts and stops",
+        // Of how tracking went: starts, stops, gaps, losses.
+        _ => "marks",
     }
 }
 
