@@ -59,12 +59,19 @@ impl<S: Storage> Shared<S> {
             let result = shared.catch_up(began_ns);
             shared.end_catch_up(result);
         });
-        if let Err(error) = spawned {
-            self.end_catch_up(Err(error));
+        match spawned {
+            Ok(thread) => self.threads.lock().push(thread),
+            Err(error) => self.end_catch_up(Err(error)),
         }
     }
 
     fn end_catch_up(&self, result: io::Result<()>) {
+        // ORDERING: a flag; the thread that set it joins this one.
+        if result.is_err() && self.stopping.load(Ordering::Relaxed) {
+            // The record of the gap is in the journal: the next start begins anew.
+            self.checkpoints.interrupt_catch_up();
+            return;
+        }
         if let Err(error) = result {
             tracing::warn!(%error, "the catch-up failed: consumers will be told to take everything");
             let recorded =

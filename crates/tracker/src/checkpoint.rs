@@ -35,9 +35,16 @@ pub(crate) struct Checkpoints {
     begun: AtomicU64,
     sealed: AtomicU64,
     last_took_us: AtomicU64,
-    catch_up: (Mutex<bool>, Condvar),
+    catch_up: (Mutex<CatchUp>, Condvar),
     is_catching_up: AtomicBool,
     pub(crate) caught_up_objects: AtomicU64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum CatchUp {
+    None,
+    Running,
+    Interrupted,
 }
 
 #[derive(Debug, Default)]
@@ -53,7 +60,7 @@ impl Checkpoints {
             begun: AtomicU64::new(0),
             sealed: AtomicU64::new(sealed.0),
             last_took_us: AtomicU64::new(0),
-            catch_up: (Mutex::new(false), Condvar::new()),
+            catch_up: (Mutex::new(CatchUp::None), Condvar::new()),
             is_catching_up: AtomicBool::new(false),
             caught_up_objects: AtomicU64::new(0),
         }
@@ -77,13 +84,26 @@ impl Checkpoints {
     }
 
     pub(crate) fn begin_catch_up(&self) {
-        *self.catch_up.0.lock() = true;
+        *self.catch_up.0.lock() = CatchUp::Running;
         // ORDERING: a figure for `status`.
         self.is_catching_up.store(true, Ordering::Relaxed);
     }
 
     pub(crate) fn end_catch_up(&self) {
-        *self.catch_up.0.lock() = false;
+        self.leave_catch_up(CatchUp::None);
+    }
+
+    /// The tracker stops before the catch-up has ended: there will be no checkpoint any more.
+    pub(crate) fn interrupt_catch_up(&self) {
+        self.leave_catch_up(CatchUp::Interrupted);
+    }
+
+    pub(crate) fn is_catch_up_interrupted(&self) -> bool {
+        *self.catch_up.0.lock() == CatchUp::Interrupted
+    }
+
+    fn leave_catch_up(&self, state: CatchUp) {
+        *self.catch_up.0.lock() = state;
         // ORDERING: a figure for `status`.
         self.is_catching_up.store(false, Ordering::Relaxed);
         self.catch_up.1.notify_all();
@@ -91,18 +111,18 @@ impl Checkpoints {
 
     /// All that a catch-up finds belongs into one batch: a batch is not sealed before it has ended.
     fn wait_for_catch_up(&self, deadline: Option<Instant>) -> Result<(), RequestError> {
-        let mut is_running = self.catch_up.0.lock();
-        while *is_running {
+        let mut state = self.catch_up.0.lock();
+        while *state == CatchUp::Running {
             match deadline {
-                None => self.catch_up.1.wait(&mut is_running),
+                None => self.catch_up.1.wait(&mut state),
                 Some(deadline) => {
-                    if self.catch_up.1.wait_until(&mut is_running, deadline).timed_out() {
+                    if self.catch_up.1.wait_until(&mut state, deadline).timed_out() {
                         return Err(RequestError::Deadline { waiting_for: "the catch-up scan" });
                     }
                 }
             }
         }
-        Ok(())
+        if *state == CatchUp::Interrupted { Err(RequestError::Stopping) } else { Ok(()) }
     }
 }
 

@@ -91,6 +91,11 @@ pub enum Body {
         /// The boot id of the system.
         boot_id: String,
     },
+    /// The volume was not tracked from then until here: what changed is being looked for. Counts until the next `Stable`.
+    Gap {
+        /// Since when, nanoseconds since the epoch.
+        began_ns: u64,
+    },
     /// Tracking ends cleanly; everything is on stable storage.
     Stopped {
         /// When, nanoseconds since the epoch.
@@ -119,6 +124,7 @@ pub(crate) mod kind {
     pub(crate) const LOST: RecordKind = RecordKind(18);
     pub(crate) const STARTED: RecordKind = RecordKind(19);
     pub(crate) const STOPPED: RecordKind = RecordKind(20);
+    pub(crate) const GAP: RecordKind = RecordKind(21);
 }
 
 /// The most names of one object that a record tells. More are told as if none were known (`rescan` of everything).
@@ -203,6 +209,10 @@ impl Body {
                 out.u64(*time_ns);
                 out.text(boot_id);
                 kind::STARTED
+            }
+            Self::Gap { began_ns } => {
+                out.u64(*began_ns);
+                kind::GAP
             }
             Self::Stopped { time_ns } => {
                 out.u64(*time_ns);
@@ -420,6 +430,7 @@ impl<'a> Decoder<'a> {
                 let (stable, time_ns) = (CheckpointId(self.u64()?), self.u64()?);
                 Body::Started { stable, time_ns, boot_id: self.text()? }
             }
+            kind::GAP => Body::Gap { began_ns: self.u64()? },
             kind::STOPPED => Body::Stopped { time_ns: self.u64()? },
             _ => {
                 let (change, places) = self.change(kind)?;
@@ -528,6 +539,7 @@ mod tests {
             Body::Lost { reason: "the disk was full".into() },
             Body::IntentMove { directory: handle(3) },
             Body::Started { stable: CheckpointId(2), time_ns: 1, boot_id: "b".into() },
+            Body::Gap { began_ns: 4 },
             Body::Stopped { time_ns: 2 },
         ]
     }
@@ -540,7 +552,7 @@ mod tests {
             assert!(kinds.insert(kind.0), "two records of kind {}", kind.0);
             assert_eq!(Body::decode(kind, &payload), Ok(body));
         }
-        assert_eq!(kinds.len(), 18, "a kind is missing from this test");
+        assert_eq!(kinds.len(), 19, "a kind is missing from this test");
     }
 
     #[test]

@@ -168,7 +168,7 @@ impl<S: Storage> Tracker<S> {
                     .lost
                     .get_or_insert_with(|| "the clock went back while the volume was not tracked".to_owned());
             }
-            found.gap_began_ns = Some(last_time_ns);
+            found.gap_began_ns.get_or_insert(last_time_ns);
         }
         if !found.crashed {
             found.directories.clear();
@@ -186,17 +186,28 @@ impl<S: Storage> Tracker<S> {
         let period = Period(last_period.0 + 1);
         let started =
             Body::Started { stable: facts_through, time_ns: now_ns(), boot_id: facts.boot_id.clone() };
-        let (kind, payload) = started.encode();
-        let appended =
-            journal.append(kind, period, &payload).map_err(|error| io::Error::other(with_causes(&error)));
-        let usn = appended.map_err(failed("write to the journal"))?;
-        journal
-            .sync(usn)
-            .map_err(|error| failed("write to the journal")(io::Error::other(with_causes(&error))))?;
+        let gap = found.gap_began_ns.map(|began_ns| Body::Gap { began_ns });
+        begin(&journal, period, [Some(started), gap].into_iter().flatten())
+            .map_err(failed("write to the journal"))?;
         let consumers = consumers.unwrap_or_default();
         let shared = Shared::new(config, facts, fsid, journal, period, sealed, stable, consumers, found);
         Ok((Arc::new(Self { shared: Arc::new(shared) }), opening))
     }
+}
+
+/// Writes the records that a new tracker begins with, durably.
+fn begin<S: Storage>(
+    journal: &Journal<S>,
+    period: Period,
+    records: impl Iterator<Item = Body>,
+) -> io::Result<()> {
+    for body in records {
+        let (kind, payload) = body.encode();
+        let usn =
+            journal.append(kind, period, &payload).map_err(|error| io::Error::other(with_causes(&error)))?;
+        journal.sync(usn).map_err(|error| io::Error::other(with_causes(&error)))?;
+    }
+    Ok(())
 }
 
 impl Scan {
@@ -258,9 +269,15 @@ fn scan<S: Storage>(journal: &Journal<Arc<S>>, last_period: Period) -> Scan {
                 from = intents_from;
                 scan.found.window_began_ns = time_ns;
                 scan.found.lost = None;
+                scan.found.gap_began_ns = None;
                 scan.last_time_ns = scan.last_time_ns.max(time_ns);
             }
             Body::Lost { reason } => scan.found.lost = Some(reason),
+            // The catch-up may not have ended, and what it found is not stable.
+            Body::Gap { began_ns } => {
+                let earlier = scan.found.gap_began_ns.map_or(began_ns, |earlier| earlier.min(began_ns));
+                scan.found.gap_began_ns = Some(earlier);
+            }
             _ => {}
         }
     }

@@ -160,7 +160,8 @@ pub(crate) struct Shared<S: Storage> {
     is_stopped: AtomicBool,
     pub(crate) horizon_turn: Mutex<()>,
     pub(crate) horizon_wake: (Mutex<Wake>, Condvar),
-    horizon: Mutex<Option<std::thread::JoinHandle<()>>>,
+    /// The horizon's, and the catch-up's.
+    pub(crate) threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
     pub(crate) found: Mutex<Option<Found>>,
 }
 
@@ -214,7 +215,7 @@ impl<S: Storage> Shared<S> {
             is_stopped: AtomicBool::new(false),
             horizon_turn: Mutex::new(()),
             horizon_wake: (Mutex::new(Wake::No), Condvar::new()),
-            horizon: Mutex::new(None),
+            threads: Mutex::new(Vec::new()),
             found: Mutex::new(Some(found)),
         }
     }
@@ -263,17 +264,19 @@ impl<S: Storage> Shared<S> {
 /// A tracker that is dropped without [`Tracker::stop`] leaves what a crash leaves.
 impl<S: Storage> Drop for Tracker<S> {
     fn drop(&mut self) {
-        self.end_horizon();
+        self.end_threads();
     }
 }
 
 impl<S: Storage> Tracker<S> {
-    /// Ends the thread of the horizon.
-    fn end_horizon(&self) {
+    /// Ends the threads.
+    fn end_threads(&self) {
+        // ORDERING: a flag that ends loops soon.
+        self.shared.stopping.store(true, Ordering::Relaxed);
         *self.shared.horizon_wake.0.lock() = Wake::Stop;
         self.shared.horizon_wake.1.notify_all();
-        let thread = self.shared.horizon.lock().take();
-        if let Some(thread) = thread {
+        let threads = std::mem::take(&mut *self.shared.threads.lock());
+        for thread in threads {
             // It has said what went wrong; a panic in it must not keep the volume from being closed.
             let _ = thread.join();
         }
@@ -308,7 +311,7 @@ impl<S: Storage> Tracker<S> {
         let thread =
             std::thread::Builder::new().name("horizon".into()).spawn(move || on_thread.move_horizon());
         match thread {
-            Ok(thread) => *shared.horizon.lock() = Some(thread),
+            Ok(thread) => shared.threads.lock().push(thread),
             Err(source) => {
                 return Err(RequestError::Source { doing: "start the thread of the horizon", source });
             }
@@ -409,9 +412,12 @@ impl<S: Storage> Tracker<S> {
     /// As [`Tracker::advance_horizon`]; the next start recovers then.
     pub fn stop(&self) -> Result<(), RequestError> {
         let shared = &self.shared;
-        shared.stopping.store(true, Ordering::Relaxed);
         shared.first_change.notify_all();
-        self.end_horizon();
+        self.end_threads();
+        if shared.checkpoints.is_catch_up_interrupted() {
+            // Not a clean end: the next start goes on with it.
+            return Ok(());
+        }
         shared.close()?;
         // ORDERING: read by the last owner, who has exclusive access.
         shared.is_stopped.store(true, Ordering::Relaxed);

@@ -200,6 +200,7 @@ impl Window {
             | Body::Seal { .. }
             | Body::Stable { .. }
             | Body::Started { .. }
+            | Body::Gap { .. }
             | Body::Stopped { .. } => {}
         }
     }

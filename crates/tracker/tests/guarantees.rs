@@ -286,6 +286,29 @@ fn a_clean_stop_and_a_gap_are_caught_up_with() {
     assert_eq!(volume.since(cursor).0, lines(&["modified d/f"]));
 }
 
+/// The tracker dies while, or right after, it looks for what changed in a gap: the next one looks again.
+#[test]
+fn a_gap_is_not_forgotten_in_a_crash() {
+    let directory = tempdir().unwrap();
+    let volume = Volume::open(directory.path());
+    volume.create("f");
+    volume.create("quiet");
+    let cursor = volume.now();
+    std::thread::sleep(Duration::from_millis(3100)); // The slack for clocks.
+    volume.tracker.stop().unwrap();
+    drop(volume);
+    std::fs::write(directory.path().join("tree/f"), "unseen").unwrap();
+    drop(Volume::open_with(directory.path(), "boot", false, config()));
+
+    let volume = Volume::open(directory.path());
+    assert!(volume.opening.catching_up, "the mount was there all the time, but the catch-up was not stable");
+    assert!(volume.since(cursor).0.contains(&"modified f".to_owned()));
+    volume.tracker.advance_horizon().unwrap();
+    drop(volume);
+    let volume = Volume::open(directory.path());
+    assert!(!volume.opening.catching_up, "the horizon has moved past it");
+}
+
 #[test]
 fn a_start_without_a_gap_costs_no_scan() {
     let directory = tempdir().unwrap();
