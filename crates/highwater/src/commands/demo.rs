@@ -3,8 +3,7 @@
 use crate::demo;
 use crate::exit::{Exit, Failure};
 
-/// Tell the whole story on real files in a temporary directory, in under a
-/// minute.
+/// Tell the whole story on real files, in under a minute.
 ///
 /// Shows a list of changes; a write that is stalled half-way, the new timestamp
 /// over old data that it makes, and the barrier that waits for exactly that

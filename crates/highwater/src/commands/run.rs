@@ -16,8 +16,7 @@ use signal_hook::iterator::Signals;
 use crate::exit::{Exit, Failure};
 use crate::output::{Format, summary, write_changes};
 
-/// Give a command a consumer's changes on its stdin, and ack them when it exits
-/// 0.
+/// Give a command a consumer's changes on stdin, and ack when it exits 0.
 ///
 /// The command runs also when nothing has changed. It finds the cursor in
 /// HIGHWATER_CURSOR and whether the answer is fresh (1 or 0) in HIGHWATER_FRESH.

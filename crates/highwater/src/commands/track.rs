@@ -23,8 +23,7 @@ const STOP_PATIENCE: Duration = Duration::from_secs(10);
 /// How often it tries.
 const STOP_EVERY: Duration = Duration::from_millis(100);
 
-/// Track a directory: from then on every change in it is recorded before it
-/// happens.
+/// Track a directory: record every change in it before it happens.
 ///
 /// Stays in the foreground until SIGTERM or SIGINT and prints one line, `tracking
 /// DIR ...`, when changes are being seen; with --daemon it goes to the background
