@@ -47,6 +47,7 @@ trap clean_up EXIT
 trap 'exit 130' INT TERM HUP
 
 start_tracker() {
+    : >"$logs/tracker.out"
     "$highwater" track "$work/mount" --state "$state/state" "${track_args[@]}" \
         >"$logs/tracker.out" 2>>"$logs/tracker.log" </dev/null &
     tracker=$!
