@@ -134,7 +134,7 @@ impl Covered {
             root,
             root_handle,
             root_dev: dev_of(&stat),
-            magic: i64::try_from(magic).unwrap_or_default(),
+            magic,
             access,
             detached,
             subvolumes: parking_lot::Mutex::new(Vec::new()),

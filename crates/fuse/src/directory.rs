@@ -101,8 +101,7 @@ impl Filesystem {
         stream.seek(&directory.fd, input.offset)?;
         let room = input.size.min(crate::session::DATA_BYTES_MAX) as usize;
         let mut out = Vec::with_capacity(room);
-        loop {
-            let Some(entry) = stream.peek(&directory.fd)? else { break };
+        while let Some(entry) = stream.peek(&directory.fd)? {
             let name = entry.name.to_bytes();
             let fixed = size_of::<DirentHeader>() + if plus { size_of::<EntryOut>() } else { 0 };
             if out.len() + (fixed + name.len()).next_multiple_of(8) > room {

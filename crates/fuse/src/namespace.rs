@@ -6,13 +6,14 @@
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use highwater_tracker::{Change, Intent, ObjectType};
+use highwater_tracker::{Change, FileHandle, Intent, ObjectType};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, RenameFlags};
 use rustix::io::Errno;
 
-use crate::covered::{object_type, proc_path};
+use crate::covered::{Found, object_type, proc_path};
 use crate::credentials::{Caller, as_caller};
 use crate::filesystem::{Filesystem, decode_device, place};
+use crate::sections::WriteSection;
 use crate::wire::abi::{EntryOut, LinkIn, MkdirIn, MknodIn, Rename2In, RenameIn};
 use crate::wire::request::{Request, Sent};
 
@@ -65,7 +66,7 @@ impl Filesystem {
         section.intend(&[Intent::Directory(&parent_handle)])?;
         as_caller(request.caller(), umask, || make(directory.as_fd()))?;
         self.touched.directory(parent);
-        let found = self.covered.find(directory.as_fd(), name)?;
+        let found = self.find_made(&*section, directory.as_fd(), name, &parent_handle)?;
         let mut entry = EntryOut::default();
         let change = Change::Created {
             object: found.handle.clone(),
@@ -76,6 +77,20 @@ impl Filesystem {
         let sent = request.reply(&entry);
         drop(section);
         Ok(sent)
+    }
+
+    /// Finds what has just been made. If that fails, the directory is recorded as changed at least.
+    fn find_made(
+        &self,
+        section: &dyn WriteSection,
+        directory: BorrowedFd<'_>,
+        name: &CStr,
+        parent: &FileHandle,
+    ) -> Result<Found, Errno> {
+        self.covered.find(directory, name).inspect_err(|_| {
+            let change = Change::Metadata { object: parent.clone(), object_type: ObjectType::Directory };
+            section.record(change, &mut || {});
+        })
     }
 
     pub(crate) fn link(&self, request: &Request<'_>) -> Result<Sent, Errno> {
@@ -92,7 +107,7 @@ impl Filesystem {
         let path = proc_path(object.as_fd());
         rustix::fs::linkat(CWD, path.as_c_str(), directory.as_fd(), name, AtFlags::SYMLINK_FOLLOW)?;
         self.touched.directory(parent);
-        let found = self.covered.find(directory.as_fd(), name)?;
+        let found = self.find_made(&*section, directory.as_fd(), name, &parent_handle)?;
         let mut entry = EntryOut::default();
         let change = Change::Linked {
             object: found.handle.clone(),
@@ -130,7 +145,7 @@ impl Filesystem {
     }
 
     /// Keeps an object reachable that has lost its last name, for programs that still use it.
-    fn lost_a_name(&self, victim: &crate::covered::Found, fd: std::sync::Arc<std::os::fd::OwnedFd>) {
+    fn lost_a_name(&self, victim: &Found, fd: std::sync::Arc<std::os::fd::OwnedFd>) {
         let is_directory = object_type(&victim.stat) == ObjectType::Directory;
         if is_directory && let Some(node) = self.nodes.id(&victim.handle) {
             self.directories.remove(node);

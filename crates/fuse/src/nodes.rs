@@ -7,7 +7,7 @@
 //! Invariant: the names change only inside the closures given to a section's `record`, and by lookups; a lookup and a change
 //! of the same directory never overlap, since the kernel holds the directory's lock during both.
 
-use std::hash::{BuildHasher, Hash, Hasher};
+use std::hash::BuildHasher;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -278,9 +278,7 @@ impl Table {
     }
 
     fn hash(&self, handle: &FileHandle) -> u64 {
-        let mut hasher = self.hasher.build_hasher();
-        handle.as_bytes().hash(&mut hasher);
-        hasher.finish()
+        self.hasher.hash_one(handle.as_bytes())
     }
 
     fn find(&self, handle: &FileHandle) -> Option<u64> {
@@ -315,11 +313,8 @@ impl Table {
         };
         let Self { slots, hasher, .. } = self;
         self.by_handle.insert_unique(hash, index, |index| {
-            let mut state = hasher.build_hasher();
-            if let Some(node) = &slots[*index as usize].node {
-                node.handle.as_bytes().hash(&mut state);
-            }
-            state.finish()
+            let node = slots[*index as usize].node.as_ref();
+            node.map_or(0, |node| hasher.hash_one(node.handle.as_bytes()))
         });
         join(index, self.slots[index as usize].generation)
     }

@@ -27,6 +27,10 @@ pub(crate) const DATA_BYTES_MAX: u32 = 1 << 20;
 /// How many workers there may be while requests block.
 const WORKERS_MAX: usize = 64;
 
+/// How many workers without work are kept. Not fewer than a burst of a few programs needs: an open, the release of the file
+/// before, a lookup; ending one and starting another for each request costs more than the request.
+const IDLE_MAX: usize = 8;
+
 /// The workers of one mount.
 pub(crate) struct Session {
     filesystem: Arc<Filesystem>,
@@ -138,8 +142,7 @@ impl Session {
                 Err(_) => tracing::error!(len, "a request of the kernel makes no sense"),
             }
             // ORDERING: see `spawn`.
-            if self.idle.fetch_add(1, Ordering::Relaxed) >= self.base {
-                // More idle workers than the base: this one was an extra.
+            if self.idle.fetch_add(1, Ordering::Relaxed) >= IDLE_MAX.max(self.base) {
                 if self.count.fetch_sub(1, Ordering::Relaxed) > self.base {
                     self.idle.fetch_sub(1, Ordering::Relaxed);
                     return;

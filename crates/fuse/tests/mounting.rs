@@ -1,6 +1,7 @@
 //! Covering and uncovering: busy mounts, nested mounts, and the mount of a tracker that was killed.
 //!
 //! Needs root and `/dev/fuse`.
+#![allow(clippy::unwrap_used)]
 
 mod support;
 
@@ -84,7 +85,10 @@ fn a_mount_taken_away_lazily_serves_until_its_last_user_lets_go() {
 fn nested_mounts_lie_over_the_new_mount_as_over_the_old() {
     let volume = Volume::new(Kind::Scratch);
     let directory = volume.path();
-    sh_in(&directory, "mkdir -p a/n b; touch a/below; mount -t tmpfs inner a/n; mkdir a/n/m; mount -t tmpfs inmost a/n/m; touch a/n/m/deep");
+    sh_in(
+        &directory,
+        "mkdir -p a/n b; touch a/below; mount -t tmpfs inner a/n; mkdir a/n/m; mount -t tmpfs inmost a/n/m; touch a/n/m/deep",
+    );
     let mut fx = Fixture::over(volume, directory.clone(), Kind::Scratch, true, |_| {});
     assert_eq!(fx.stacked().report().nested_kept, [directory.join("a/n"), directory.join("a/n/m")]);
     assert!(directory.join("a/n/m/deep").exists());
@@ -142,8 +146,23 @@ fn writers_from_before_the_mount_are_told_until_they_let_go() {
 fn serve_until_killed() {
     let directory = std::env::var_os("HIGHWATER_TEST_SERVE").expect("the directory to serve");
     let covered = Covered::open(directory.as_ref()).unwrap();
-    let stacked = Stacked::mount_with(covered, Box::new(Recorder::quiet()), Options::default()).unwrap();
+    let stall = std::env::var_os("HIGHWATER_TEST_STALL").is_some();
+    // Nothing in here may use the mount: a process that waits for itself cannot be killed.
+    let recorder = if stall { Recorder::default() } else { Recorder::quiet() };
+    let stacked = Stacked::mount_with(covered, Box::new(recorder.clone()), Options::default()).unwrap();
     println!("\nserving");
+    if stall {
+        recorder
+            .wait_until("d/a is closed", |said, _| said.iter().any(|said| matches!(said, Said::Closed(_))));
+        recorder.barrier();
+        recorder.block();
+        println!("\nblocked");
+        recorder.wait_until("an operation waits", |_, in_flight| in_flight > 0);
+        let source = stacked.source();
+        std::thread::spawn(move || source.settle());
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        println!("\nsettling");
+    }
     stacked.wait();
 }
 
@@ -151,16 +170,50 @@ struct Server(Child);
 
 impl Server {
     fn new(directory: &std::path::Path) -> Self {
-        let mut child = Command::new(std::env::current_exe().unwrap())
+        Self::with(directory, |_| {})
+    }
+
+    fn with(directory: &std::path::Path, change: impl FnOnce(&mut Command)) -> Self {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command
             .args(["--exact", "serve_until_killed", "--ignored", "--nocapture"])
             .env("HIGHWATER_TEST_SERVE", directory)
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let lines = BufReader::new(child.stdout.as_mut().unwrap()).lines();
-        assert!(lines.map_while(Result::ok).any(|line| line == "serving"));
-        Self(child)
+            .stdout(Stdio::piped());
+        change(&mut command);
+        let mut server = Self(command.spawn().unwrap());
+        server.wait_for("serving");
+        server
     }
+
+    fn wait_for(&mut self, what: &str) {
+        let lines = BufReader::with_capacity(1, self.0.stdout.as_mut().unwrap()).lines();
+        assert!(lines.map_while(Result::ok).any(|line| line == what), "the server ended before {what}");
+    }
+}
+
+/// A checkpoint waits for the lock of a directory whose holder waits for an answer, and the tracker is killed: nobody is left who
+/// could answer, and still the mount dies instead of hanging.
+#[test]
+fn a_tracker_killed_while_it_settles_leaves_no_hanging_mount() {
+    let volume = Volume::new(Kind::Scratch);
+    let directory = volume.path();
+    fs::create_dir(directory.join("d")).unwrap();
+    let mut server = Server::with(&directory, |command| {
+        command.env("HIGHWATER_TEST_STALL", "1");
+    });
+    fs::write(directory.join("d/a"), "").unwrap();
+    server.wait_for("blocked");
+    let mut stalled = Command::new("touch").arg(directory.join("d/b")).stderr(Stdio::null()).spawn().unwrap();
+    server.wait_for("settling");
+    server.0.kill().unwrap();
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while server.0.try_wait().unwrap().is_none() {
+        assert!(std::time::Instant::now() < deadline, "the killed tracker does not end");
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    assert!(!stalled.wait().unwrap().success());
+    assert!(clean_dead_mount(&directory).unwrap().is_some());
+    assert_eq!(fs::read_dir(directory.join("d")).unwrap().count(), 1);
 }
 
 impl Drop for Server {
@@ -206,8 +259,12 @@ fn what_is_written_through_a_dead_mount_is_told() {
         let mut fx = Fixture::over(volume, directory.clone(), Kind::Scratch, passthrough, |options| {
             options.foreign = dead.writers;
         });
-        let mut paths: Vec<_> =
-            fx.stacked().foreign_writers().into_iter().map(|writer| writer.path.display().to_string()).collect();
+        let mut paths: Vec<_> = fx
+            .stacked()
+            .foreign_writers()
+            .into_iter()
+            .map(|writer| writer.path.display().to_string())
+            .collect();
         paths.sort();
         assert_eq!(paths, ["d/f", "d/m"]);
         let opened: Vec<_> = fx
@@ -246,7 +303,8 @@ fn the_same_directory_can_be_covered_again_and_again() {
     let directory = volume.path();
     for i in 0..10 {
         let covered = Covered::open(&directory).unwrap();
-        let stacked = Stacked::mount_with(covered, Box::new(Recorder::default()), Options::default()).unwrap();
+        let stacked =
+            Stacked::mount_with(covered, Box::new(Recorder::default()), Options::default()).unwrap();
         fs::write(directory.join(format!("f{i}")), "x").unwrap();
         stacked.unmount().unwrap();
     }

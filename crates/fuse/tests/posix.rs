@@ -1,6 +1,7 @@
 //! The stacked filesystem is as good as the one below: what POSIX and Linux promise holds on the mount.
 //!
 //! Needs root and `/dev/fuse`.
+#![allow(clippy::unwrap_used)]
 
 mod support;
 
@@ -77,7 +78,10 @@ fn all_kinds_of_rename_work() {
         fs::write(fx.path("d/b"), "b").unwrap();
         assert_eq!(rename("a", "d/b", RenameFlags::NOREPLACE), Err(Errno::EXIST));
         rename("a", "d/b", RenameFlags::EXCHANGE).unwrap();
-        assert_eq!((fs::read(fx.path("a")).unwrap(), fs::read(fx.path("d/b")).unwrap()), (b"b".into(), b"a".into()));
+        assert_eq!(
+            (fs::read(fx.path("a")).unwrap(), fs::read(fx.path("d/b")).unwrap()),
+            (b"b".into(), b"a".into())
+        );
         rename("a", "d/b", RenameFlags::empty()).unwrap();
         assert_eq!(fs::read(fx.path("d/b")).unwrap(), b"b");
         assert!(!fx.path("a").exists());
@@ -110,12 +114,16 @@ fn attributes_times_and_birth_times_are_those_below() {
     everywhere(|fx| {
         let file = File::create(fx.path("f")).unwrap();
         file.set_permissions(fs::Permissions::from_mode(0o4711)).unwrap();
-        rustix::fs::chownat(CWD, fx.path("f"), None, Some(rustix::fs::Gid::from_raw(7)), AtFlags::empty()).unwrap();
+        rustix::fs::chownat(CWD, fx.path("f"), None, Some(rustix::fs::Gid::from_raw(7)), AtFlags::empty())
+            .unwrap();
         let time = |tv_sec, tv_nsec| rustix::fs::Timespec { tv_sec, tv_nsec };
         let times = rustix::fs::Timestamps { last_access: time(1, 2), last_modification: time(-3, 4) };
         rustix::fs::futimens(&file, &times).unwrap();
         let meta = fs::metadata(fx.path("f")).unwrap();
-        assert_eq!((meta.gid(), meta.atime(), meta.atime_nsec(), meta.mtime(), meta.mtime_nsec()), (7, 1, 2, -3, 4));
+        assert_eq!(
+            (meta.gid(), meta.atime(), meta.atime_nsec(), meta.mtime(), meta.mtime_nsec()),
+            (7, 1, 2, -3, 4)
+        );
         assert_eq!(meta.mode() & 0o7777, 0o711, "chown takes the set-user-id bit away");
         let stat = rustix::fs::statx(CWD, fx.path("f"), AtFlags::empty(), StatxFlags::BTIME).unwrap();
         assert_eq!(stat.stx_mask & StatxFlags::BTIME.bits(), StatxFlags::BTIME.bits());
@@ -151,7 +159,8 @@ fn an_unlinked_file_lives_until_it_is_closed() {
 #[test]
 fn a_temporary_file_can_be_given_a_name() {
     everywhere(|fx| {
-        let fd = rustix::fs::open(fx.root(), OFlags::TMPFILE | OFlags::RDWR, Mode::from_raw_mode(0o640)).unwrap();
+        let fd =
+            rustix::fs::open(fx.root(), OFlags::TMPFILE | OFlags::RDWR, Mode::from_raw_mode(0o640)).unwrap();
         rustix::io::write(&fd, b"data").unwrap();
         assert_eq!(rustix::fs::fstat(&fd).unwrap().st_nlink, 0);
         let proc = format!("/proc/self/fd/{}", fd.as_raw_fd());
@@ -164,7 +173,8 @@ fn a_temporary_file_can_be_given_a_name() {
 #[test]
 fn data_is_read_and_written_at_any_place_of_a_big_file() {
     everywhere(|fx| {
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(fx.path("f")).unwrap();
+        let file =
+            OpenOptions::new().read(true).write(true).create(true).truncate(true).open(fx.path("f")).unwrap();
         let far = 5 << 30;
         file.write_all_at(b"far", far).unwrap();
         file.write_all_at(&vec![7; 3 << 20], 100).unwrap();
@@ -193,17 +203,20 @@ fn appending_through_several_opens_loses_nothing() {
 #[test]
 fn fallocate_copy_and_holes_work() {
     everywhere(|fx| {
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(fx.path("f")).unwrap();
+        let file =
+            OpenOptions::new().read(true).write(true).create(true).truncate(true).open(fx.path("f")).unwrap();
         rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, 1 << 20).unwrap();
         assert_eq!(file.metadata().unwrap().len(), 1 << 20);
         file.write_all_at(&[1; 8192], 0).unwrap();
-        rustix::fs::fallocate(&file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, 0, 4096).unwrap();
+        rustix::fs::fallocate(&file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, 0, 4096)
+            .unwrap();
         let mut page = [9; 4096];
         file.read_exact_at(&mut page, 0).unwrap();
         assert_eq!(page, [0; 4096]);
         file.read_exact_at(&mut page, 4096).unwrap();
         assert_eq!(page, [1; 4096]);
-        let copy = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(fx.path("c")).unwrap();
+        let copy =
+            OpenOptions::new().read(true).write(true).create(true).truncate(true).open(fx.path("c")).unwrap();
         let (mut from, mut to) = (4096, 10);
         let n = rustix::fs::copy_file_range(&file, Some(&mut from), &copy, Some(&mut to), 4096).unwrap();
         assert_eq!(n, 4096);
@@ -248,8 +261,12 @@ fn extended_attributes_and_acls_work() {
         }
         let script = "chmod 640 f; chown 5:6 f; setfacl -m u:nobody:r f; getfacl -cE f | tr '\\n' ' '";
         assert_eq!(sh_in(fx.root(), script), "user::rw- user:nobody:r-- group::r-- mask::r-- other::---");
-        sh_in(fx.root(), "chmod 755 .; su nobody -s /bin/sh -c 'cat f'; setfacl -b f; ! su nobody -s /bin/sh -c 'cat f'");
-        let script = "mkdir d; setfacl -d -m u:nobody:rwx d; umask 077; touch d/f; getfacl -cE d/f | tr '\\n' ' '";
+        sh_in(
+            fx.root(),
+            "chmod 755 .; su nobody -s /bin/sh -c 'cat f'; setfacl -b f; ! su nobody -s /bin/sh -c 'cat f'",
+        );
+        let script =
+            "mkdir d; setfacl -d -m u:nobody:rwx d; umask 077; touch d/f; getfacl -cE d/f | tr '\\n' ' '";
         assert_eq!(
             sh_in(fx.root(), script),
             "user::rw- user:nobody:rwx group::r-x mask::rw- other::r--",
@@ -275,7 +292,10 @@ fn what_a_user_makes_belongs_to_that_user() {
                 "d/supplementary nobody daemon 644"
             ]
         );
-        sh_in(fx.root(), "! su nobody -s /bin/sh -c 'touch no' 2>/dev/null; chmod 1777 p; touch p/mine; ! su daemon -s /bin/sh -c 'rm -f p/mine' 2>/dev/null");
+        sh_in(
+            fx.root(),
+            "! su nobody -s /bin/sh -c 'touch no' 2>/dev/null; chmod 1777 p; touch p/mine; ! su daemon -s /bin/sh -c 'rm -f p/mine' 2>/dev/null",
+        );
     });
 }
 
@@ -354,7 +374,14 @@ fn a_big_directory_is_listed_whole_while_it_changes() {
     both(|fx| {
         fs::create_dir(fx.path("d")).unwrap();
         for i in 0..20_000 {
-            rustix::fs::mknodat(CWD, fx.path(&format!("d/{i}")), rustix::fs::FileType::RegularFile, Mode::RUSR, 0).unwrap();
+            rustix::fs::mknodat(
+                CWD,
+                fx.path(&format!("d/{i}")),
+                rustix::fs::FileType::RegularFile,
+                Mode::RUSR,
+                0,
+            )
+            .unwrap();
         }
         let listed = |n: usize| assert_eq!(fs::read_dir(fx.path("d")).unwrap().count(), n);
         listed(20_000);

@@ -1,6 +1,7 @@
 //! What the tracker is told, when, and what the source can be asked: G1 to G3 as far as they are the source's part.
 //!
 //! Needs root and `/dev/fuse`.
+#![allow(clippy::unwrap_used)]
 
 mod support;
 
@@ -77,7 +78,11 @@ fn every_change_is_recorded_once_with_its_names() {
         let root = fx.stacked().root_handle().clone();
         fs::create_dir(fx.path("d")).unwrap();
         let d = handle_of(fx, "d");
-        let created = |object: &FileHandle, object_type, place| Change::Created { object: object.clone(), object_type, place };
+        let created = |object: &FileHandle, object_type, place| Change::Created {
+            object: object.clone(),
+            object_type,
+            place,
+        };
         assert_eq!(fx.recorder.changes(), [created(&d, ObjectType::Directory, place(&root, "d"))]);
 
         fs::write(fx.path("d/f"), "x").unwrap();
@@ -91,14 +96,20 @@ fn every_change_is_recorded_once_with_its_names() {
         });
         assert_eq!(opened.unwrap().unseen, fx.passthrough);
         let modified = Said::Record(Change::Modified { object: f.clone() });
-        assert_eq!(said.contains(&modified), !fx.passthrough, "passthrough writes are the open-writer rule's");
+        assert_eq!(
+            said.contains(&modified),
+            !fx.passthrough,
+            "passthrough writes are the open-writer rule's"
+        );
 
         fs::set_permissions(fx.path("d/f"), fs::Permissions::from_mode(0o600)).unwrap();
-        let metadata = |object: &FileHandle, object_type| Change::Metadata { object: object.clone(), object_type };
+        let metadata =
+            |object: &FileHandle, object_type| Change::Metadata { object: object.clone(), object_type };
         assert_eq!(fx.recorder.changes(), [metadata(&f, ObjectType::File)]);
 
         fs::hard_link(fx.path("d/f"), fx.path("g")).unwrap();
-        let linked = Change::Linked { object: f.clone(), object_type: ObjectType::File, place: place(&root, "g") };
+        let linked =
+            Change::Linked { object: f.clone(), object_type: ObjectType::File, place: place(&root, "g") };
         assert_eq!(fx.recorder.changes(), [linked]);
         let places: HashSet<Place> = fx.stacked().source().places(&f).unwrap().into_iter().collect();
         assert_eq!(places, HashSet::from([place(&root, "g"), place(&d, "f")]));
@@ -119,7 +130,8 @@ fn every_change_is_recorded_once_with_its_names() {
         assert_eq!(fx.stacked().source().places(&d).unwrap(), [place(&root, "g")]);
 
         fs::remove_file(fx.path("g/f")).unwrap();
-        let removed = Change::Removed { object: f.clone(), object_type: ObjectType::File, place: place(&d, "f") };
+        let removed =
+            Change::Removed { object: f.clone(), object_type: ObjectType::File, place: place(&d, "f") };
         assert_eq!(fx.recorder.changes(), [removed]);
         assert_eq!(fx.stacked().source().places(&f).unwrap(), [place(&root, "e")]);
 
@@ -158,11 +170,14 @@ fn an_operation_whose_intent_fails_has_no_effect() {
         refused(fs::rename(fx.path("f"), fx.path("h")));
         refused(fs::hard_link(fx.path("f"), fx.path("h")));
         refused(std::os::unix::fs::symlink("f", fx.path("l")));
-        refused(fs::set_permissions(fx.path("f"), fs::Permissions::from_mode(0)));
+        refused(fs::set_permissions(fx.path("f"), fs::Permissions::from_mode(0o000)));
         refused(OpenOptions::new().append(true).open(fx.path("f")).map(drop));
         fx.recorder.fail_with(None);
         let after = fs::metadata(fx.path("f")).unwrap();
-        assert_eq!((before.ctime(), before.ctime_nsec(), before.mode()), (after.ctime(), after.ctime_nsec(), after.mode()));
+        assert_eq!(
+            (before.ctime(), before.ctime_nsec(), before.mode()),
+            (after.ctime(), after.ctime_nsec(), after.mode())
+        );
         assert_eq!(sh_in(fx.root(), "ls"), "d\nf");
     });
 }
@@ -211,7 +226,10 @@ fn after_settling_the_mount_shows_what_ended_sections_did() {
                     while !stop.load(Ordering::SeqCst) {
                         n += 1;
                         let file = OpenOptions::new().write(true).open(fx.path(&f)).unwrap();
-                        file.set_permissions(fs::Permissions::from_mode(0o400 | (n as u32 & 0o77))).unwrap();
+                        file.set_permissions(fs::Permissions::from_mode(
+                            0o400 | u32::try_from(n & 0o77).unwrap(),
+                        ))
+                        .unwrap();
                         fs::write(fx.path(&format!("{d}/new{n}")), "").unwrap();
                         file.set_len(n).unwrap();
                         fs::remove_file(fx.path(&format!("{d}/new{n}"))).unwrap();
@@ -237,11 +255,12 @@ fn after_settling_the_mount_shows_what_ended_sections_did() {
                 }
                 for place in gone {
                     let directory = source.places(&place.parent).unwrap().remove(0);
-                    let path = fx
-                        .root()
-                        .join(support::os(&directory.name))
-                        .join(support::os(&place.name));
-                    assert!(fs::symlink_metadata(&path).is_err(), "{} is shown though it is removed", path.display());
+                    let path = fx.root().join(support::os(&directory.name)).join(support::os(&place.name));
+                    assert!(
+                        fs::symlink_metadata(&path).is_err(),
+                        "{} is shown though it is removed",
+                        path.display()
+                    );
                     checks += 1;
                 }
                 for (i, round) in rounds.iter().enumerate() {
@@ -319,7 +338,10 @@ m.unmap(); print('unmapped'); input()"
             std::thread::sleep(Duration::from_millis(50));
             assert!(mapped(), "closed and mapped");
             assert!(fs::metadata(fx.path("f")).is_ok());
-            assert!(!fx.recorder.take().contains(&Said::Closed(f.clone())), "it can still be written through the mapping");
+            assert!(
+                !fx.recorder.take().contains(&Said::Closed(f.clone())),
+                "it can still be written through the mapping"
+            );
         }
         program.go_on();
         assert_eq!(program.line(), "stored");
@@ -373,7 +395,9 @@ fn a_source_finds_directories_that_the_kernel_does_not_know() {
         assert_eq!(source.places(&c).unwrap(), [place(&b, "c")]);
         sh_in(fx.root(), "rm -r a");
         fx.recorder.take();
-        assert!(source.open_directory(&c).unwrap().is_none_or(|fd| rustix::fs::fstat(fd).unwrap().st_nlink == 0));
+        assert!(
+            source.open_directory(&c).unwrap().is_none_or(|fd| rustix::fs::fstat(fd).unwrap().st_nlink == 0)
+        );
     });
 }
 

@@ -1,7 +1,7 @@
 //! Scratch directories on several filesystems, covered by the stacked filesystem, with a tracker that only remembers.
 //!
 //! These tests need root and `/dev/fuse`.
-#![allow(dead_code, unreachable_pub, clippy::undocumented_unsafe_blocks)]
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
 pub mod recorder;
 
@@ -12,6 +12,7 @@ use std::process::Command;
 use highwater_fuse::{Covered, Options, Stacked};
 use tempfile::TempDir;
 
+#[allow(unused_imports)]
 pub use recorder::{Recorder, Said};
 
 /// The filesystems that tests run on.
