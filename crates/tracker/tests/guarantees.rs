@@ -1,5 +1,7 @@
 //! The guarantees of docs/guarantees.md, each with the counter-example that it rules out.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 mod support;
 
 use std::sync::Arc;
