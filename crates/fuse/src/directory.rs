@@ -42,7 +42,9 @@ const BUFFER_BYTES: usize = 32 << 10;
 
 impl Stream {
     fn seek(&mut self, fd: &OwnedFd, offset: u64) -> Result<(), Errno> {
-        if self.offset != offset {
+        // From the beginning always anew: btrfs lists a directory as it was when it was opened or rewound, and the kernel keeps
+        // the listing as that of the moment in which it asked for its beginning.
+        if self.offset != offset || offset == 0 {
             rustix::fs::seek(fd, SeekFrom::Start(offset))?;
             (self.len, self.at, self.offset) = (0, 0, offset);
         }
