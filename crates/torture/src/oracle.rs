@@ -332,8 +332,12 @@ fn check(arguments: &OracleArgs, scratch: &Scratch, consumer: &Consumer, volume:
     let replica = consumer.replica.as_ref().context("no answer in this round")?;
     let mut differences = compare(&tree, replica);
     if matches!(volume, Volume::Real { .. }) && !arguments.skip_lower {
+        // Without passthrough a store into a mapping is in the mount's page cache alone until it is written back. Only
+        // now: the replica had to be right without that.
+        rustix::fs::syncfs(File::open(&scratch.tree)?).context("cannot sync the mount")?;
+        let upper = Tree::open(&scratch.tree)?.everything()?;
         let lower = Tree::open(&scratch.lower)?.everything()?;
-        let mut views = compare_views(&tree, &lower);
+        let mut views = compare_views(&upper, &lower);
         for difference in views.iter_mut().take(10) {
             difference.text += &probe(&scratch.tree, &difference.path)?;
         }
