@@ -103,17 +103,7 @@ impl Filesystem {
     ) -> Result<(), Errno> {
         let anchor = match created {
             Some(fd) => fd,
-            None => {
-                let object = self.object(node)?;
-                let path = proc_path(object.as_fd());
-                let reopen =
-                    |flags| rustix::fs::open(path.as_c_str(), flags | OFlags::CLOEXEC, Mode::empty());
-                match reopen(OFlags::RDONLY) {
-                    // Not root, and a file that may be written and not read: its data is reached by each open's own descriptor.
-                    Err(Errno::ACCESS) => reopen(OFlags::PATH)?,
-                    other => other?,
-                }
-            }
+            None => self.open_for_reading(node)?,
         };
         // ORDERING: set at INIT and on failure only; a stale value costs one attempt.
         if self.passthrough.load(Ordering::Relaxed) {
@@ -131,6 +121,21 @@ impl Filesystem {
             unreachable!("a record of opens is begun once");
         }
         Ok(())
+    }
+
+    fn open_for_reading(&self, node: u64) -> Result<OwnedFd, Errno> {
+        let located = self.nodes.locate(node).ok_or(Errno::STALE)?;
+        if located.fd.is_none() {
+            return self.covered.open_object(&located.handle, OFlags::RDONLY | OFlags::NOFOLLOW);
+        }
+        let object = self.object(node)?;
+        let path = proc_path(object.as_fd());
+        let reopen = |flags| rustix::fs::open(path.as_c_str(), flags | OFlags::CLOEXEC, Mode::empty());
+        match reopen(OFlags::RDONLY) {
+            // Not root, and a file that may be written and not read: its data is reached by each open's own descriptor.
+            Err(Errno::ACCESS) => reopen(OFlags::PATH),
+            other => other,
+        }
     }
 
     /// Takes one open back. The caller holds no other lock.

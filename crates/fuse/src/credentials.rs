@@ -8,12 +8,15 @@
 //! that calls [`with_umask`] has unshared its filesystem attributes (see [`own_umask`]).
 
 use std::cell::Cell;
+use std::sync::OnceLock;
 
 use rustix::fs::Mode;
 use rustix::io::Errno;
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
 thread_local! {
+    /// The capabilities that this thread has outside of the closures.
+    static OWN: Option<CapabilitySets> = rustix::thread::capabilities(None).ok();
     static UMASK: Cell<Option<u32>> = const { Cell::new(None) };
 }
 
@@ -41,14 +44,15 @@ pub(crate) struct Caller {
 /// not fail below.
 pub(crate) fn as_caller<T>(caller: Caller, umask: u32, f: impl FnOnce() -> T) -> T {
     with_umask(umask);
-    // SAFETY: takes no pointers and cannot fail.
-    let (own_uid, own_gid) = unsafe { (libc::geteuid(), libc::getegid()) };
+    static OWN_IDS: OnceLock<(u32, u32)> = OnceLock::new();
+    let (own_uid, own_gid) =
+        *OWN_IDS.get_or_init(|| (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw()));
     if own_uid != 0 || (caller.uid == own_uid && caller.gid == own_gid) {
         return f();
     }
-    let capabilities = rustix::thread::capabilities(None);
+    let capabilities = OWN.with(copy);
     set_fs_ids(caller.uid, caller.gid);
-    if let Ok(sets) = &capabilities
+    if let Some(sets) = &capabilities
         && caller.uid != 0
     {
         // setfsuid to a user other than root has taken CAP_DAC_OVERRIDE and its like out of the effective set.
@@ -56,7 +60,7 @@ pub(crate) fn as_caller<T>(caller: Caller, umask: u32, f: impl FnOnce() -> T) ->
     }
     let result = f();
     set_fs_ids(own_uid, own_gid);
-    if let Ok(sets) = &capabilities {
+    if let Some(sets) = &capabilities {
         set_effective(sets, sets.effective);
     }
     result
@@ -65,11 +69,20 @@ pub(crate) fn as_caller<T>(caller: Caller, umask: u32, f: impl FnOnce() -> T) ->
 /// Runs `f`, which changes the data of a file, without `CAP_FSETID`: the filesystem below takes set-user-id and set-group-id
 /// bits away as it does for the caller.
 pub(crate) fn without_fsetid<T>(f: impl FnOnce() -> T) -> T {
-    let Ok(sets) = rustix::thread::capabilities(None) else { return f() };
+    let Some(sets) = OWN.with(copy) else { return f() };
     set_effective(&sets, sets.effective.difference(CapabilitySet::FSETID | CapabilitySet::SYS_RESOURCE));
     let result = f();
     set_effective(&sets, sets.effective);
     result
+}
+
+fn copy(sets: &Option<CapabilitySets>) -> Option<CapabilitySets> {
+    let sets = sets.as_ref()?;
+    Some(CapabilitySets {
+        effective: sets.effective,
+        permitted: sets.permitted,
+        inheritable: sets.inheritable,
+    })
 }
 
 fn set_effective(sets: &CapabilitySets, effective: CapabilitySet) {

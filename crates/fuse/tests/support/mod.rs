@@ -122,7 +122,7 @@ impl Fixture {
     /// Unmounts, checks what has to hold at the end, and leaves the tree below to be looked at.
     pub fn uncover(&mut self) -> PathBuf {
         let stacked = self.stacked.take().unwrap();
-        stacked.unmount().unwrap();
+        unmount(&stacked);
         assert_eq!(self.recorder.in_flight(), 0, "sections are left");
         assert_eq!(self.recorder.misuse(), Vec::<String>::new());
         self.directory.clone()
@@ -136,10 +136,18 @@ impl Drop for Fixture {
                 let _ = stacked.unmount_lazy();
                 std::mem::forget(stacked);
             } else {
-                stacked.unmount().unwrap();
+                unmount(&stacked);
                 assert_eq!(self.recorder.misuse(), Vec::<String>::new());
             }
         }
+    }
+}
+
+/// Unmounts. Other tests of this process start programs meanwhile, which have our descriptors until they are executed.
+fn unmount(stacked: &Stacked) {
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while let Err(error) = stacked.unmount() {
+        assert!(std::time::Instant::now() < deadline, "{error}");
     }
 }
 
