@@ -72,10 +72,20 @@ impl Filesystem {
         let found =
             processes::writers(|device, path| path.starts_with(directory) && !elsewhere.contains(&device));
         let mut losses = Vec::new();
-        for process in found.closed_to_us {
+        if !found.closed_to_us.is_empty() {
+            const NAMED: usize = 3;
+            let count = found.closed_to_us.len();
+            let named = found.closed_to_us.iter().take(NAMED).cloned().collect::<Vec<_>>().join(", ");
+            let more = if count > NAMED { format!(" and {} more", count - NAMED) } else { String::new() };
             losses.push(format!(
-                "{process} cannot be looked into: a file that it had open before may change unseen"
+                "{named}{more} cannot be looked into: a file that they had open before may change unseen"
             ));
+        }
+        if !found.settled {
+            losses.push(
+                "processes start faster than they can be looked into: a file that one had open before may change unseen"
+                    .to_owned(),
+            );
         }
         for writer in found.writers.into_iter().filter_map(|writer| relative(writer, directory)).chain(dead) {
             if let Some(loss) = self.add_foreign(writer) {
