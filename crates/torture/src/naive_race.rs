@@ -84,6 +84,8 @@ fn race(scratch: &Scratch, arguments: &ProductArgs) -> Result<String> {
         // The kernel collects the data before it asks the tracker, so that a stalled source is no section yet.
         write.finish(b'N').context("the stalled write")?;
         expect_victim(&product, &start.cursor)?;
+        // What is open keeps the mount busy.
+        drop((view_below, view_through, below, through));
         product.stop(tracking)?;
         return Ok("without passthrough the write only begins when its data are there".to_owned());
     }
