@@ -15,6 +15,7 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, StatVfs, Statx, StatxFlag
 use rustix::io::Errno;
 use rustix::mount::OpenTreeFlags;
 
+use crate::dead_mount::{self, DeadMount};
 use crate::wire::device::{last_errno, owned};
 
 /// Why the tracked directory cannot be taken.
@@ -36,7 +37,7 @@ pub enum CoveredError {
         /// What it is not.
         directory: PathBuf,
     },
-    /// It is the root of a mount that a tracker left behind; see [`clean_dead_mount`](crate::clean_dead_mount).
+    /// It is the root of a mount that a tracker left behind; see [`find_dead_mount`](crate::find_dead_mount).
     #[error("{directory} is covered by the mount of a tracker that is gone")]
     DeadMount {
         /// Which directory.
@@ -98,17 +99,25 @@ pub(crate) const STATX_ALL: StatxFlags = StatxFlags::BASIC_STATS.union(StatxFlag
 impl Covered {
     /// Opens the directory, with whatever lies there now, and learns how to find objects in it again.
     pub fn open(directory: &Path) -> Result<Self, CoveredError> {
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        Self::of_tree(directory, rustix::mount::open_tree(CWD, directory, flags))
+    }
+
+    /// Opens the directory below a dead mount that is still in its place. Root only.
+    pub fn open_below(dead: &DeadMount) -> Result<Self, CoveredError> {
+        let directory = &dead.directory;
+        let tree = dead_mount::tree_below(directory)
+            .map_err(|errno| CoveredError::Open { directory: directory.clone(), source: errno.into() })?;
+        Self::of_tree(directory, Ok(tree))
+    }
+
+    fn of_tree(directory: &Path, tree: Result<OwnedFd, Errno>) -> Result<Self, CoveredError> {
         let failed =
             |errno: Errno| CoveredError::Open { directory: directory.to_owned(), source: errno.into() };
         if rustix::fs::stat("/proc/self/fd").is_err() {
             return Err(CoveredError::NoProc);
         }
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let tree = rustix::mount::open_tree(
-            CWD,
-            directory,
-            OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC,
-        );
         let open = |result: Result<OwnedFd, Errno>| match result {
             Err(Errno::NOTDIR) => Err(CoveredError::NotADirectory { directory: directory.to_owned() }),
             Err(Errno::NOTCONN) => Err(CoveredError::DeadMount { directory: directory.to_owned() }),

@@ -5,17 +5,20 @@
 //! is taken away: after that, their paths lead nowhere.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, StatxFlags};
 use rustix::io::Errno;
+use rustix::mount::{MountPropagationFlags, OpenTreeFlags, UnmountFlags};
 
 use crate::foreign::{ForeignWriter, relative};
 use crate::mount::take_away;
 use crate::mountinfo;
 use crate::processes;
+use crate::wire::device::last_errno;
 
-/// A dead mount that has been taken away.
+/// A dead mount.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct DeadMount {
@@ -25,6 +28,8 @@ pub struct DeadMount {
     pub writers: Vec<ForeignWriter>,
     /// False: processes appeared faster than they could be looked into, and something may be written unseen.
     pub complete: bool,
+    /// It is still there, and is to be replaced by the new one: [`Options::replaces`](crate::Options::replaces).
+    pub in_place: bool,
 }
 
 /// Why a dead mount could not be taken away.
@@ -51,6 +56,51 @@ pub enum DeadMountError {
     },
 }
 
+/// Finds the mount of a tracker that was killed, if the directory itself is covered by one, and who can write through it.
+///
+/// As root it stays where it is, so that nobody reaches the directory below before the new mount is there:
+/// [`Covered::open`](crate::Covered::open) opens what is below it, and [`Stacked::mount`](crate::Stacked::mount) replaces it. Other users
+/// cannot do that; it is taken away, and `complete` is false.
+pub fn find_dead_mount(directory: &Path) -> Result<Option<DeadMount>, DeadMountError> {
+    if !rustix::process::geteuid().is_root() {
+        let taken_away = clean_dead_mount(directory)?;
+        return Ok(taken_away.map(|dead| DeadMount { complete: false, ..dead }));
+    }
+    let directory = absolute(directory)
+        .map_err(|source| DeadMountError::NotFound { directory: directory.to_owned(), source })?;
+    let devices = devices(&directory);
+    if devices.is_empty() || !is_dead(&directory) {
+        return Ok(None);
+    }
+    let found = processes::writers(|device, _| devices.contains(&device));
+    let writers = found.writers.into_iter().filter_map(|writer| relative(writer, &directory)).collect();
+    Ok(Some(DeadMount { directory, writers, complete: found.settled, in_place: true }))
+}
+
+/// The devices of the mounts of this crate that lie on top of each other on the directory, if the uppermost mount is one.
+pub(crate) fn devices(directory: &Path) -> Vec<processes::Device> {
+    let mounts = mountinfo::read().into_iter().filter(|mount| mount.point == directory).collect::<Vec<_>>();
+    let ours = mounts.iter().rev().take_while(|mount| mount.filesystem == "fuse.highwater");
+    ours.map(|mount| mount.device).collect()
+}
+
+/// Opens a copy of the mount below the dead ones: they are taken away in a mount namespace of a thread, where nobody else sees it.
+pub(crate) fn tree_below(directory: &Path) -> Result<OwnedFd, Errno> {
+    let open = || {
+        // SAFETY: takes no pointers; what this thread does not share any more with the others ends with it.
+        if unsafe { libc::unshare(libc::CLONE_FS | libc::CLONE_NEWNS) } < 0 {
+            return Err(last_errno());
+        }
+        rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
+        while is_dead(directory) {
+            rustix::mount::unmount(directory, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)?;
+        }
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        rustix::mount::open_tree(CWD, directory, flags)
+    };
+    std::thread::scope(|scope| scope.spawn(open).join()).unwrap_or(Err(Errno::IO))
+}
+
 /// Takes away the mount of a tracker that was killed, if the directory itself is covered by one.
 ///
 /// `None`: it is not, or the tracker is alive. Repeated as often as dead mounts lie on top of each other.
@@ -69,6 +119,7 @@ pub fn clean_dead_mount(directory: &Path) -> Result<Option<DeadMount>, DeadMount
             directory: directory.clone(),
             writers: Vec::new(),
             complete: true,
+            in_place: false,
         });
         dead.writers.extend(writers);
         dead.complete &= found.settled;
@@ -80,7 +131,8 @@ pub fn clean_dead_mount(directory: &Path) -> Result<Option<DeadMount>, DeadMount
     Ok(dead)
 }
 
-fn is_dead(directory: &Path) -> bool {
+/// Whether the directory is the root of a mount whose server is gone.
+pub(crate) fn is_dead(directory: &Path) -> bool {
     let flags = AtFlags::STATX_FORCE_SYNC | AtFlags::NO_AUTOMOUNT;
     rustix::fs::statx(CWD, directory, flags, StatxFlags::BASIC_STATS)
         .is_err_and(|errno| errno == Errno::NOTCONN)

@@ -46,7 +46,7 @@ mod writers;
 mod xattr;
 
 pub use covered::{Covered, CoveredError};
-pub use dead_mount::{DeadMount, DeadMountError, clean_dead_mount};
+pub use dead_mount::{DeadMount, DeadMountError, clean_dead_mount, find_dead_mount};
 pub use foreign::ForeignWriter;
 pub use mount::{MountError, UnmountError};
 pub use processes::Holder;

@@ -14,6 +14,7 @@ use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
 
 use crate::covered::Covered;
+use crate::dead_mount;
 use crate::mountinfo;
 use crate::processes::Holder;
 use crate::wire::device::{self, owned};
@@ -162,7 +163,14 @@ impl Made {
     ///
     /// Returns another, private mount of the same filesystem, which works until it is dropped and does not make the visible one
     /// busy.
-    pub(crate) fn attach(&mut self, covered: &Covered) -> Result<Option<OwnedFd>, MountError> {
+    ///
+    /// `replaces`: the mounts on the directory are dead ones of this crate. At no moment is the directory below to be seen: the new mount
+    /// is put beneath them before they are taken away (Linux 6.5), or over them.
+    pub(crate) fn attach(
+        &mut self,
+        covered: &Covered,
+        replaces: bool,
+    ) -> Result<Option<OwnedFd>, MountError> {
         let Some(detached) = self.detached.take() else { return Ok(None) };
         let directory = covered.directory();
         let failed = |step| {
@@ -174,11 +182,21 @@ impl Made {
         };
         let private = private_clone(detached.as_fd()).map_err(failed("open_tree"))?;
         let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-        rustix::mount::move_mount(detached.as_fd(), "", CWD, directory, flags)
-            .map_err(failed("move_mount"))?;
+        let attach = |flags| rustix::mount::move_mount(detached.as_fd(), "", CWD, directory, flags);
+        let dead = if replaces { dead_mount::devices(directory).len() } else { 0 };
+        if dead > 0 && attach(flags | MoveMountFlags::from_bits_retain(MOVE_MOUNT_BENEATH)).is_ok() {
+            for _ in 0..dead {
+                take_away(directory, true).map_err(failed("umount of the dead mount"))?;
+            }
+        } else {
+            attach(flags).map_err(failed("move_mount"))?;
+        }
         Ok(Some(private))
     }
 }
+
+/// From `linux/mount.h`; rustix does not name it.
+const MOVE_MOUNT_BENEATH: u32 = 0x200;
 
 fn private_clone(mount: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
     let flags =

@@ -38,14 +38,16 @@ pub struct Options {
     pub passthrough: bool,
     /// Give every worker a device descriptor of its own.
     pub clone_device: bool,
-    /// Writers of a mount that a tracker left behind, from [`clean_dead_mount`](crate::clean_dead_mount).
+    /// Writers of a mount that a tracker left behind, from [`find_dead_mount`](crate::find_dead_mount).
     pub foreign: Vec<ForeignWriter>,
+    /// That mount is still in its place ([`DeadMount::in_place`](crate::DeadMount::in_place)).
+    pub replaces: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
         let threads = std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 8);
-        Self { threads, passthrough: true, clone_device: true, foreign: Vec::new() }
+        Self { threads, passthrough: true, clone_device: true, foreign: Vec::new(), replaces: false }
     }
 }
 
@@ -134,7 +136,7 @@ impl Stacked {
             mount_device: OnceLock::new(),
         });
         let session = Session::start(Arc::clone(&filesystem));
-        let private = match made.attach(&filesystem.covered) {
+        let private = match made.attach(&filesystem.covered, filesystem.options.replaces) {
             Ok(private) => private,
             Err(error) => {
                 drop(made);
@@ -254,6 +256,13 @@ impl Stacked {
             }
         }
         self.end();
+        // One that could not be replaced, only covered.
+        while crate::dead_mount::is_dead(&self.directory) {
+            mount::take_away(&self.directory, true).map_err(|errno| UnmountError::Refused {
+                directory: self.directory.clone(),
+                source: errno.into(),
+            })?;
+        }
         Ok(())
     }
 

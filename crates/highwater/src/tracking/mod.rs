@@ -91,7 +91,7 @@ impl Tracking {
         checks::nesting(&registered.runtime, &directory)?;
         let state = state::open(&state_path)?;
 
-        let dead_mount = highwater_fuse::clean_dead_mount(path).map_err(anyhow::Error::from)?;
+        let dead_mount = highwater_fuse::find_dead_mount(path).map_err(anyhow::Error::from)?;
         let (engine, opening) = cover(request, path, &state_path, state, dead_mount)?;
         let engine = Arc::new(engine);
         bypass::warn(path);
@@ -163,7 +163,10 @@ fn cover(
     state: Directory,
     dead_mount: Option<DeadMount>,
 ) -> Result<(Engine, Opening), Failure> {
-    let covered = Covered::open(path).map_err(anyhow::Error::from)?;
+    let below = dead_mount.as_ref().filter(|dead| dead.in_place);
+    let covered =
+        below.map_or_else(|| Covered::open(path), Covered::open_below).map_err(anyhow::Error::from)?;
+    let replaces = below.is_some();
     let boot_id =
         std::fs::read_to_string("/proc/sys/kernel/random/boot_id").context("cannot read the boot id")?;
     let facts = VolumeFacts {
@@ -178,6 +181,7 @@ fn cover(
     let options = highwater_fuse::Options {
         passthrough: request.passthrough,
         // They went on writing past the dead mount, and still do.
+        replaces,
         foreign: dead_mount.map(|dead| dead.writers).unwrap_or_default(),
         ..Default::default()
     };
