@@ -483,8 +483,9 @@ impl Consumer {
             (None, false) => {
                 Err(Trouble::Broken("the first answer of a new consumer is not fresh".to_owned()))
             }
-            (held, true) => {
-                if held.is_some() && !allow_fresh {
+            (_, true) => {
+                // A consumer whose first ack did not arrive is as new as before.
+                if self.cursor.is_some() && !allow_fresh {
                     return Err(Trouble::Broken(
                         "a fresh answer without a reason (--allow-fresh accepts it)".to_owned(),
                     ));
