@@ -7,7 +7,7 @@ use std::cell::RefCell;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use highwater_tracker::{Change, FileHandle, Intent, ObjectType, WriterMode};
+use highwater_tracker::{Change, FileHandle, Intent, WriterMode};
 use parking_lot::Mutex;
 use rustix::fs::{FallocateFlags, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
@@ -227,11 +227,7 @@ impl Filesystem {
             errno => errno,
         })?;
         self.touched.directory(parent);
-        let found = self.found_new(&fd).inspect_err(|_| {
-            let change =
-                Change::Metadata { object: parent_handle.clone(), object_type: ObjectType::Directory };
-            section.record(change, &mut || {});
-        })?;
+        let found = self.found_new(&fd).inspect_err(|_| section.lost_sight(&parent_handle))?;
         let mut entry = EntryOut::default();
         let change = Change::Created {
             object: found.handle.clone(),

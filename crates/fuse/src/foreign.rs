@@ -89,6 +89,8 @@ impl Filesystem {
         }
         for writer in found.writers.into_iter().filter_map(|writer| relative(writer, directory)).chain(dead) {
             if let Some(loss) = self.add_foreign(writer) {
+                // G5: what it has changed so far cannot be told by name.
+                self.sections.enter().lost_sight(self.covered.root_handle());
                 losses.push(loss);
             }
         }

@@ -79,7 +79,7 @@ impl Filesystem {
         Ok(sent)
     }
 
-    /// Finds what has just been made. If that fails, the directory is recorded as changed at least.
+    /// Finds what has just been made. If that fails, all of the directory is to be compared.
     fn find_made(
         &self,
         section: &dyn WriteSection,
@@ -87,10 +87,7 @@ impl Filesystem {
         name: &CStr,
         parent: &FileHandle,
     ) -> Result<Found, Errno> {
-        self.covered.find(directory, name).inspect_err(|_| {
-            let change = Change::Metadata { object: parent.clone(), object_type: ObjectType::Directory };
-            section.record(change, &mut || {});
-        })
+        self.covered.find(directory, name).inspect_err(|_| section.lost_sight(parent))
     }
 
     pub(crate) fn link(&self, request: &Request<'_>) -> Result<Sent, Errno> {

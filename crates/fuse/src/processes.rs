@@ -198,12 +198,15 @@ fn writers_of(
     let maps = std::fs::read(base.join("maps"))?;
     for line in maps.split(|byte| *byte == b'\n') {
         let line = String::from_utf8_lossy(line);
-        if let Some((_, permissions, _, device, inode, path)) = fields(&line)
-            && permissions.ends_with('s')
-            && inode != 0
-            && wanted(device, std::path::Path::new(path))
-        {
-            found.push(Writer { holder: holder(path.into()), device, inode });
+        let Some((range, permissions, _, device, inode, shown)) = fields(&line) else { continue };
+        if !permissions.ends_with('s') || inode == 0 {
+            continue;
+        }
+        // The line writes a newline as `\012`; the link has the bytes. It is root's to read.
+        let path =
+            std::fs::read_link(base.join("map_files").join(range)).unwrap_or_else(|_| PathBuf::from(shown));
+        if wanted(device, &path) {
+            found.push(Writer { holder: holder(path), device, inode });
         }
     }
     Ok(())

@@ -19,6 +19,8 @@ pub trait WriteSection {
     fn intend(&self, intents: &[Intent<'_>]) -> Result<(), Errno>;
     /// Records what has happened; `names` runs once, as one step with it.
     fn record(&self, change: Change, names: &mut dyn FnMut());
+    /// Something has happened in a directory, or may have, and what it was cannot be told.
+    fn lost_sight(&self, directory: &FileHandle);
     /// The object has been opened for writing.
     fn opened(&self, object: &FileHandle, mode: WriterMode, sample: Sample);
     /// One open of the object for writing is gone.
@@ -38,6 +40,10 @@ impl WriteSection for Section {
 
     fn record(&self, change: Change, names: &mut dyn FnMut()) {
         Section::record(self, change, names);
+    }
+
+    fn lost_sight(&self, directory: &FileHandle) {
+        Section::lost_sight(self, directory);
     }
 
     fn opened(&self, object: &FileHandle, mode: WriterMode, sample: Sample) {

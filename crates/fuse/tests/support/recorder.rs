@@ -15,6 +15,7 @@ pub enum Said {
     Directory(FileHandle),
     Object(FileHandle),
     Move(FileHandle),
+    LostSight(FileHandle),
     Record(Change),
     Opened(FileHandle, WriterMode),
     Closed(FileHandle),
@@ -164,6 +165,10 @@ impl WriteSection for RecordingSection<'_> {
         }
         *self.intended.lock() = true;
         Ok(())
+    }
+
+    fn lost_sight(&self, directory: &FileHandle) {
+        self.say(Said::LostSight(directory.clone()));
     }
 
     fn record(&self, change: Change, names: &mut dyn FnMut()) {
