@@ -72,7 +72,7 @@ pub fn find_dead_mount(directory: &Path) -> Result<Option<DeadMount>, DeadMountE
     if devices.is_empty() || !is_dead(&directory) {
         return Ok(None);
     }
-    let found = processes::writers(|device, _| devices.contains(&device));
+    let found = processes::writers(|device, _, _| devices.contains(&device));
     let writers = found.writers.into_iter().filter_map(|writer| relative(writer, &directory)).collect();
     Ok(Some(DeadMount { directory, writers, complete: found.settled, in_place: true }))
 }
@@ -113,7 +113,7 @@ pub fn clean_dead_mount(directory: &Path) -> Result<Option<DeadMount>, DeadMount
             break;
         }
         // By device, not by mount: descriptors may have been opened through a bind mount or in another namespace.
-        let found = processes::writers(|device, _| device == mount.device);
+        let found = processes::writers(|device, _, _| device == mount.device);
         let writers = found.writers.into_iter().filter_map(|writer| relative(writer, &directory));
         let dead = dead.get_or_insert_with(|| DeadMount {
             directory: directory.clone(),

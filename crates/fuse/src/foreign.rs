@@ -14,7 +14,7 @@ use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use highwater_tracker::{Change, FileHandle, Intent, WriterMode};
+use highwater_tracker::{Change, FileHandle, Intent, Place, WriterMode};
 use parking_lot::Mutex;
 use rustix::fs::{Mode, OFlags};
 
@@ -47,6 +47,12 @@ impl Foreign {
         self.0.lock().keys().cloned().collect()
     }
 
+    /// The paths by which an object was found.
+    pub(crate) fn paths(&self, object: &FileHandle) -> Vec<PathBuf> {
+        let writers = self.0.lock();
+        writers.get(object).into_iter().flatten().map(|writer| writer.path.clone()).collect()
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.0.lock().is_empty()
     }
@@ -70,7 +76,8 @@ impl Filesystem {
             .collect();
         elsewhere.push(own);
         let found =
-            processes::writers(|device, path| path.starts_with(directory) && !elsewhere.contains(&device));
+            processes::writers(|device, path, _| path.starts_with(directory) && !elsewhere.contains(&device));
+        let left = self.writers_of_detached(directory);
         let mut losses = Vec::new();
         if !found.closed_to_us.is_empty() {
             const NAMED: usize = 3;
@@ -87,7 +94,9 @@ impl Filesystem {
                     .to_owned(),
             );
         }
-        for writer in found.writers.into_iter().filter_map(|writer| relative(writer, directory)).chain(dead) {
+        for writer in
+            found.writers.into_iter().filter_map(|writer| relative(writer, directory)).chain(dead).chain(left)
+        {
             if let Some(loss) = self.add_foreign(writer) {
                 // G5: what it has changed so far cannot be told by name.
                 self.sections.enter().lost_sight(self.covered.root_handle());
@@ -96,6 +105,38 @@ impl Filesystem {
         }
         self.lingering_changed.notify_all();
         losses
+    }
+
+    /// Writers through mounts of earlier trackers that have been taken away already: their paths begin at the root of the mount. Of other
+    /// dead servers only what has the path and the inode number of an object here is taken for one, which does no harm.
+    fn writers_of_detached(&self, directory: &Path) -> Vec<ForeignWriter> {
+        let found = processes::writers(|_, path, link| {
+            !path.starts_with(directory) && processes::is_on_dead_server(link)
+        });
+        let writers = found.writers.into_iter().filter_map(|writer| relative(writer, Path::new("/")));
+        writers.filter(|writer| self.is_here(writer)).collect()
+    }
+
+    /// Where a foreign writer's object is, if it is still where it was found. Nobody has looked it up through the mount, it may be.
+    pub(crate) fn place_of_foreign(&self, object: &FileHandle) -> Option<Place> {
+        self.foreign.paths(object).into_iter().find_map(|path| {
+            let name = CString::new(path.file_name()?.as_bytes()).ok()?;
+            let parent =
+                path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let parent = rustix::fs::openat(self.covered.root(), parent, flags, Mode::empty()).ok()?;
+            let there = self.covered.find(parent.as_fd(), &name).ok()?;
+            let (parent, _) = self.covered.identify(parent.as_fd()).ok()?;
+            (there.handle == *object).then(|| Place { parent, name: name.to_bytes().into() })
+        })
+    }
+
+    fn is_here(&self, writer: &ForeignWriter) -> bool {
+        let Ok(path) = CString::new(writer.path.as_os_str().as_bytes()) else { return false };
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let found = rustix::fs::openat(self.covered.root(), path, flags, Mode::empty());
+        let inode = found.and_then(|fd| statx_fd(fd.as_fd())).map(|stat| self.covered.inode_number(&stat));
+        inode.is_ok_and(|inode| inode == writer.inode)
     }
 
     fn add_foreign(&self, writer: ForeignWriter) -> Option<String> {
@@ -152,7 +193,7 @@ impl Filesystem {
             let known: HashSet<(u32, u32, u64)> = self.foreign.list().iter().map(key_of).collect();
             let devices: HashSet<(u32, u32)> =
                 known.iter().map(|(major, minor, _)| (*major, *minor)).collect();
-            let found = processes::writers(|device, _| devices.contains(&(device.major, device.minor)));
+            let found = processes::writers(|device, _, _| devices.contains(&(device.major, device.minor)));
             if !found.settled {
                 return;
             }

@@ -159,10 +159,10 @@ pub(crate) struct Writers {
     pub(crate) settled: bool,
 }
 
-/// Looks for what all other processes can write to, as far as `wanted` says by device and path.
+/// Looks for what all other processes can write to, as far as `wanted` says by device, path, and link in /proc.
 ///
 /// Attributes are taken as the kernel has them cached, so that a dead or hanging mount is not asked.
-pub(crate) fn writers(wanted: impl Fn(Device, &std::path::Path) -> bool) -> Writers {
+pub(crate) fn writers(wanted: impl Fn(Device, &std::path::Path, &std::path::Path) -> bool) -> Writers {
     let (mut writers, mut closed_to_us) = (Vec::new(), Vec::new());
     let settled = each_process(HashSet::from([std::process::id()]), |pid| {
         if let Err(error) = writers_of(pid, &wanted, &mut writers)
@@ -180,7 +180,7 @@ fn command_of(pid: u32) -> String {
 
 fn writers_of(
     pid: u32,
-    wanted: &impl Fn(Device, &std::path::Path) -> bool,
+    wanted: &impl Fn(Device, &std::path::Path, &std::path::Path) -> bool,
     found: &mut Vec<Writer>,
 ) -> std::io::Result<()> {
     let base = PathBuf::from(format!("/proc/{pid}"));
@@ -191,7 +191,7 @@ fn writers_of(
         let device = Device { major: stat.stx_dev_major, minor: stat.stx_dev_minor };
         let regular = u32::from(stat.stx_mode) & libc::S_IFMT == libc::S_IFREG;
         let Ok(path) = std::fs::read_link(entry.path()) else { continue };
-        if regular && wanted(device, &path) && may_write(pid, &entry.file_name()) {
+        if regular && may_write(pid, &entry.file_name()) && wanted(device, &path, &entry.path()) {
             found.push(Writer { holder: holder(path), device, inode: stat.stx_ino });
         }
     }
@@ -203,13 +203,19 @@ fn writers_of(
             continue;
         }
         // The line writes a newline as `\012`; the link has the bytes. It is root's to read.
-        let path =
-            std::fs::read_link(base.join("map_files").join(range)).unwrap_or_else(|_| PathBuf::from(shown));
-        if wanted(device, &path) {
+        let link = base.join("map_files").join(range);
+        let path = std::fs::read_link(&link).unwrap_or_else(|_| PathBuf::from(shown));
+        if wanted(device, &path, &link) {
             found.push(Writer { holder: holder(path), device, inode });
         }
     }
     Ok(())
+}
+
+/// Whether a file that a process holds, given by its link in /proc, is on a FUSE filesystem whose server is gone. A detached mount of
+/// a tracker before the last one is found by this only: it is in no list of mounts.
+pub(crate) fn is_on_dead_server(link: &std::path::Path) -> bool {
+    rustix::fs::statfs(link).is_err_and(|errno| errno == rustix::io::Errno::NOTCONN)
 }
 
 fn may_write(pid: u32, fd: &OsStr) -> bool {

@@ -402,7 +402,7 @@ impl Source for Filesystem {
         match self.nodes.places(object) {
             Some(places) if !places.is_empty() => Some(places),
             // Unknown, or without a name that is known: it may have others.
-            known => match self.place_below(object) {
+            known => match self.place_below(object).or_else(|| self.place_of_foreign(object)) {
                 Some(place) => Some(vec![place]),
                 None => {
                     let links = self.sample(object).ok().flatten().map_or(0, |sample| sample.nlink);
