@@ -10,7 +10,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::CString;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -107,14 +107,38 @@ impl Filesystem {
         losses
     }
 
-    /// Writers through mounts of earlier trackers that have been taken away already: their paths begin at the root of the mount. Of other
-    /// dead servers only what has the path and the inode number of an object here is taken for one, which does no harm.
+    /// Writers through mounts of earlier trackers that have been taken away already: their paths begin at the root of the mount, and are
+    /// those of when it died. An object that was renamed since is found among those that had an intent of their own, as every one that is
+    /// open for writing has. Of other dead servers, only what has the path and the inode number of an object here is taken for
+    /// one, which does no harm.
     fn writers_of_detached(&self, directory: &Path) -> Vec<ForeignWriter> {
         let found = processes::writers(|_, path, link| {
             !path.starts_with(directory) && processes::is_on_dead_server(link)
         });
         let writers = found.writers.into_iter().filter_map(|writer| relative(writer, Path::new("/")));
-        writers.filter(|writer| self.is_here(writer)).collect()
+        writers.filter(|writer| self.path_leads_to(writer) || self.written_as(writer).is_some()).collect()
+    }
+
+    fn path_leads_to(&self, writer: &ForeignWriter) -> bool {
+        self.open_path(writer).is_some_and(|fd| self.is_of(fd.as_fd(), writer))
+    }
+
+    fn open_path(&self, writer: &ForeignWriter) -> Option<OwnedFd> {
+        let path = CString::new(writer.path.as_os_str().as_bytes()).ok()?;
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        rustix::fs::openat(self.covered.root(), path, flags, Mode::empty()).ok()
+    }
+
+    /// The object among those that were open for writing.
+    fn written_as(&self, writer: &ForeignWriter) -> Option<OwnedFd> {
+        let open = |handle| self.covered.open_object(handle, OFlags::PATH | OFlags::NOFOLLOW).ok();
+        self.options.written.iter().filter_map(open).find(|fd| self.is_of(fd.as_fd(), writer))
+    }
+
+    fn is_of(&self, fd: BorrowedFd<'_>, writer: &ForeignWriter) -> bool {
+        statx_fd(fd).is_ok_and(|stat| {
+            stat.stx_ino == writer.inode || self.covered.inode_number(&stat) == writer.inode
+        })
     }
 
     /// Where a foreign writer's object is, if it is still where it was found. Nobody has looked it up through the mount, it may be.
@@ -131,36 +155,23 @@ impl Filesystem {
         })
     }
 
-    fn is_here(&self, writer: &ForeignWriter) -> bool {
-        let Ok(path) = CString::new(writer.path.as_os_str().as_bytes()) else { return false };
-        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let found = rustix::fs::openat(self.covered.root(), path, flags, Mode::empty());
-        let inode = found.and_then(|fd| statx_fd(fd.as_fd())).map(|stat| self.covered.inode_number(&stat));
-        inode.is_ok_and(|inode| inode == writer.inode)
-    }
-
     fn add_foreign(&self, writer: ForeignWriter) -> Option<String> {
-        if writer.path.as_os_str().as_bytes().ends_with(b" (deleted)") {
-            // No name leads to it, so that no consumer can read it.
-            return None;
-        }
-        let lost = |writer: &ForeignWriter| {
-            Some(format!(
+        let by_path = self.open_path(&writer).filter(|fd| self.is_of(fd.as_fd(), &writer));
+        let found = by_path
+            .or_else(|| self.written_as(&writer))
+            .and_then(|fd| self.covered.identify(fd.as_fd()).ok());
+        let Some((handle, stat)) = found else {
+            if writer.path.as_os_str().as_bytes().ends_with(b" (deleted)") {
+                // No name leads to it, so that no consumer can read it.
+                return None;
+            }
+            return Some(format!(
                 "{} (pid {}) can write to an object that was not found again as {}",
                 writer.holder.command,
                 writer.holder.pid,
                 writer.path.display()
-            ))
+            ));
         };
-        let Ok(path) = CString::new(writer.path.as_os_str().as_bytes()) else { return lost(&writer) };
-        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let Ok(fd) = rustix::fs::openat(self.covered.root(), path, flags, Mode::empty()) else {
-            return lost(&writer);
-        };
-        let Ok((handle, stat)) = self.covered.identify(fd.as_fd()) else { return lost(&writer) };
-        if stat.stx_ino != writer.inode && self.covered.inode_number(&stat) != writer.inode {
-            return lost(&writer);
-        }
         let mut foreign = self.foreign.0.lock();
         let holders = foreign.entry(handle.clone()).or_default();
         if holders.iter().any(|known| known.holder.pid == writer.holder.pid) {

@@ -40,6 +40,9 @@ pub struct Options {
     pub clone_device: bool,
     /// Writers of a mount that a tracker left behind, from [`find_dead_mount`](crate::find_dead_mount).
     pub foreign: Vec<ForeignWriter>,
+    /// Objects that were open for writing when the tracker before this one ended, and perhaps others: writers through older mounts are
+    /// found again among them.
+    pub written: Vec<FileHandle>,
     /// That mount is still in its place ([`DeadMount::in_place`](crate::DeadMount::in_place)).
     pub replaces: bool,
 }
@@ -47,7 +50,14 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         let threads = std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 8);
-        Self { threads, passthrough: true, clone_device: true, foreign: Vec::new(), replaces: false }
+        Self {
+            threads,
+            passthrough: true,
+            clone_device: true,
+            foreign: Vec::new(),
+            written: Vec::new(),
+            replaces: false,
+        }
     }
 }
 

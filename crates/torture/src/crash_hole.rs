@@ -112,6 +112,16 @@ fn hole(arguments: &CrashHoleArgs, scratch: &Scratch) -> Result<String> {
         told.push(format!("tracked again, batch {}: {alive}", round + 1));
         expect(&product, scratch, &survivors, &mut seen, "written after tracking again")?;
     }
+    // They outlive the next tracker as well, and what was renamed meanwhile is not where their old mount says.
+    tracking.kill()?;
+    told.push(format!("dead again: {}", write_all(&mut survivors, b'7')));
+    let (tracking, _) = product.track().context("after the second kill -9")?;
+    expect(&product, scratch, &survivors, &mut seen, "after the death of the second tracker")?;
+    for byte in [b'8', b'9'] {
+        let alive = write_all(&mut survivors, byte);
+        told.push(format!("tracked a third time: {alive}"));
+        expect(&product, scratch, &survivors, &mut seen, "written after the third start")?;
+    }
     drop(survivors);
     product.stop(tracking)?;
     Ok(told.join("; "))

@@ -182,6 +182,7 @@ fn cover(
         passthrough: request.passthrough,
         // They went on writing past the dead mount, and still do.
         replaces,
+        written: opening.objects.clone(),
         foreign: dead_mount.map(|dead| dead.writers).unwrap_or_default(),
         ..Default::default()
     };
