@@ -43,4 +43,9 @@ done
 "$torture" oracle --dir-fs ext4 --seed 3 --rounds 8 --kill
 "$torture" crash-hole
 
+"$torture" kill-loop --rounds 25 --seed 1
+
+step "external suites, the short ones"
+tests/external/run.sh "${TMPDIR:-/var/tmp}" git cargo rsync sqlite fsx fio
+
 step "done"
