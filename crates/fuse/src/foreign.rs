@@ -75,9 +75,11 @@ impl Filesystem {
             .map(|mount| mount.device)
             .collect();
         elsewhere.push(own);
-        let found =
-            processes::writers(|device, path, _| path.starts_with(directory) && !elsewhere.contains(&device));
-        let left = self.writers_of_detached(directory);
+        // One walk for both: writers of the covered tree, and what the mounts of earlier trackers have left.
+        let found = processes::writers(|device, path, link| match path.starts_with(directory) {
+            true => !elsewhere.contains(&device),
+            false => processes::is_on_dead_server(link),
+        });
         let mut losses = Vec::new();
         if !found.closed_to_us.is_empty() {
             const NAMED: usize = 3;
@@ -94,9 +96,11 @@ impl Filesystem {
                     .to_owned(),
             );
         }
-        for writer in
-            found.writers.into_iter().filter_map(|writer| relative(writer, directory)).chain(dead).chain(left)
-        {
+        let (here, detached): (Vec<_>, Vec<_>) =
+            found.writers.into_iter().partition(|writer| writer.holder.path.starts_with(directory));
+        let here = here.into_iter().filter_map(|writer| relative(writer, directory));
+        let detached = detached.into_iter().filter_map(|writer| self.of_detached(writer));
+        for writer in here.chain(dead).chain(detached) {
             if let Some(loss) = self.add_foreign(writer) {
                 // G5: what it has changed so far cannot be told by name.
                 self.sections.enter().lost_sight(self.covered.root_handle());
@@ -107,16 +111,13 @@ impl Filesystem {
         losses
     }
 
-    /// Writers through mounts of earlier trackers that have been taken away already: their paths begin at the root of the mount, and are
-    /// those of when it died. An object that was renamed since is found among those that had an intent of their own, as every one that is
+    /// A writer through a mount of an earlier tracker that has been taken away already: its path begins at the root of the mount, and is that
+    /// of when it died. An object that was renamed since is found among those that had an intent of their own, as every one that is
     /// open for writing has. Of other dead servers, only what has the path and the inode number of an object here is taken for
     /// one, which does no harm.
-    fn writers_of_detached(&self, directory: &Path) -> Vec<ForeignWriter> {
-        let found = processes::writers(|_, path, link| {
-            !path.starts_with(directory) && processes::is_on_dead_server(link)
-        });
-        let writers = found.writers.into_iter().filter_map(|writer| relative(writer, Path::new("/")));
-        writers.filter(|writer| self.path_leads_to(writer) || self.written_as(writer).is_some()).collect()
+    fn of_detached(&self, writer: Writer) -> Option<ForeignWriter> {
+        let writer = relative(writer, Path::new("/"))?;
+        (self.path_leads_to(&writer) || self.written_as(&writer).is_some()).then_some(writer)
     }
 
     fn path_leads_to(&self, writer: &ForeignWriter) -> bool {

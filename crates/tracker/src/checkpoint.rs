@@ -12,7 +12,7 @@
 //! Nothing of this blocks an operation. An operation that begins after the checkpoint was asked for is waited for only in
 //! step 4, and only from its record to its answer.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use highwater_barrier::DeadlineExceeded;
@@ -36,7 +36,6 @@ pub(crate) struct Checkpoints {
     sealed: AtomicU64,
     last_took_us: AtomicU64,
     catch_up: (Mutex<CatchUp>, Condvar),
-    is_catching_up: AtomicBool,
     pub(crate) caught_up_objects: AtomicU64,
 }
 
@@ -61,14 +60,13 @@ impl Checkpoints {
             sealed: AtomicU64::new(sealed.0),
             last_took_us: AtomicU64::new(0),
             catch_up: (Mutex::new(CatchUp::None), Condvar::new()),
-            is_catching_up: AtomicBool::new(false),
             caught_up_objects: AtomicU64::new(0),
         }
     }
 
     /// The newest checkpoint.
     pub(crate) fn sealed(&self) -> CheckpointId {
-        // ORDERING: pairs with the store in `flip`; a reader that sees a checkpoint sees its records in the journal.
+        // ORDERING: pairs with the store in `run_checkpoint`; a reader that sees a checkpoint sees its records in the journal.
         CheckpointId(self.sealed.load(Ordering::Acquire))
     }
 
@@ -79,14 +77,13 @@ impl Checkpoints {
 
     /// How many objects the catch-up has looked at, while it runs.
     pub(crate) fn catching_up(&self) -> Option<u64> {
-        // ORDERING: figures for `status`.
-        self.is_catching_up.load(Ordering::Relaxed).then(|| self.caught_up_objects.load(Ordering::Relaxed))
+        let is_running = *self.catch_up.0.lock() == CatchUp::Running;
+        // ORDERING: a figure for `status`.
+        is_running.then(|| self.caught_up_objects.load(Ordering::Relaxed))
     }
 
     pub(crate) fn begin_catch_up(&self) {
         *self.catch_up.0.lock() = CatchUp::Running;
-        // ORDERING: a figure for `status`.
-        self.is_catching_up.store(true, Ordering::Relaxed);
     }
 
     pub(crate) fn end_catch_up(&self) {
@@ -104,8 +101,6 @@ impl Checkpoints {
 
     fn leave_catch_up(&self, state: CatchUp) {
         *self.catch_up.0.lock() = state;
-        // ORDERING: a figure for `status`.
-        self.is_catching_up.store(false, Ordering::Relaxed);
         self.catch_up.1.notify_all();
     }
 
@@ -248,7 +243,7 @@ impl<S: Storage> Shared<S> {
     /// Tries whether there is room again. The period says then, once more, that records before here are missing.
     fn end_overflow(&self, log: &mut crate::log::Log) -> Result<(), RequestError> {
         log.overflowing = false;
-        match log.record_lost(&self.journal, "the journal's disk was full".to_owned()) {
+        match log.record_lost(&self.journal, crate::log::FULL.to_owned()) {
             Recorded::Lost | Recorded::Overflow(_) => {
                 log.overflowing = true;
                 Err(RequestError::Journal { why: "the journal's disk is full".to_owned() })

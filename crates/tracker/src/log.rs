@@ -20,6 +20,9 @@ pub(crate) const OBJECTS_PER_PERIOD_MAX: usize = 1 << 20;
 /// resolved without a path. Only a damaged filesystem has more.
 const DEPTH_MAX: usize = 1 << 16;
 
+/// The reason of a record that says that others did not fit.
+pub(crate) const FULL: &str = "the journal's disk was full";
+
 const MODIFIED: u8 = 1;
 const METADATA: u8 = 2;
 
@@ -165,7 +168,7 @@ impl Log {
             Err(_) if self.overflowing || self.failed.is_some() => Recorded::Lost,
             Err(AppendError::Full { .. }) => {
                 self.is_changed = true;
-                let (kind, payload) = Body::Lost { reason: "the journal's disk was full".into() }.encode();
+                let (kind, payload) = Body::Lost { reason: FULL.to_owned() }.encode();
                 match journal.append_reserved(kind, self.period, &payload) {
                     Ok(usn) => {
                         self.overflowing = true;

@@ -172,7 +172,7 @@ impl<S: Storage> Shared<S> {
                     if log.overflowing {
                         Recorded::Lost
                     } else {
-                        log.record_lost(&self.journal, FULL.to_owned())
+                        log.record_lost(&self.journal, crate::log::FULL.to_owned())
                     }
                 };
                 let durable = match recorded {
@@ -193,5 +193,3 @@ impl<S: Storage> Shared<S> {
         }
     }
 }
-
-const FULL: &str = "the journal's disk was full";
