@@ -125,7 +125,7 @@ fn as_root(covered: &Covered) -> Result<Made, MountError> {
     let set = |key: &'static str, value: &[u8]| {
         rustix::mount::fsconfig_set_string(context.as_fd(), key, value).map_err(failed("fsconfig"))
     };
-    set("source", directory.as_os_str().as_bytes())?;
+    set("source", &source(covered))?;
     set("subtype", b"highwater")?;
     set("fd", device.as_raw_fd().to_string().as_bytes())?;
     set("rootmode", b"40000")?;
@@ -139,6 +139,14 @@ fn as_root(covered: &Covered) -> Result<Made, MountError> {
     let detached = rustix::mount::fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)
         .map_err(failed("fsmount"))?;
     Ok(Made { device, detached: Some(detached) })
+}
+
+/// What lists of mounts show as the device.
+///
+/// Not a path that exists: programs such as `mkfs` ask for the status of every source in the list, and that of a dead mount
+/// would be an error for them.
+fn source(covered: &Covered) -> Vec<u8> {
+    [b"highwater:".as_slice(), covered.directory().as_os_str().as_bytes()].concat()
 }
 
 /// What the covered mount forbids stays forbidden.
@@ -257,7 +265,7 @@ fn by_helper(covered: &Covered) -> Result<Made, MountError> {
     let (ours, theirs) = UnixStream::pair().map_err(|error| refused(error.to_string()))?;
     rustix::io::fcntl_setfd(&theirs, rustix::io::FdFlags::empty())
         .map_err(|errno| refused(errno.to_string()))?;
-    let source = covered.directory().to_string_lossy().replace([',', '\\'], "_");
+    let source = String::from_utf8_lossy(&source(covered)).replace([',', '\\'], "_");
     let child = Command::new("fusermount3")
         .env("_FUSE_COMMFD", theirs.as_raw_fd().to_string())
         .arg("-o")

@@ -159,7 +159,7 @@ fn serve_until_killed() {
         println!("\nblocked");
         recorder.wait_until("an operation waits", |_, in_flight| in_flight > 0);
         let source = stacked.source();
-        std::thread::spawn(move || source.settle());
+        std::thread::spawn(move || source.settle(None));
         std::thread::sleep(std::time::Duration::from_millis(100));
         println!("\nsettling");
     }
@@ -251,6 +251,15 @@ fn what_is_written_through_a_dead_mount_is_told() {
         drop(server);
         assert_eq!(fs::read_dir(&directory).unwrap_err().raw_os_error(), Some(libc::ENOTCONN));
         assert!(matches!(Covered::open(&directory), Err(CoveredError::DeadMount { .. })));
+        let source =
+            sh_in(std::path::Path::new("/"), &format!("findmnt -n -o SOURCE {}", directory.display()));
+        assert_eq!(source.trim(), format!("highwater:{}", directory.display()));
+        let looked_up = fs::metadata(source.trim()).unwrap_err().kind();
+        assert_eq!(
+            looked_up,
+            std::io::ErrorKind::NotFound,
+            "mkfs looks up every source in the list of mounts"
+        );
         assert_eq!(shell.run("echo two >&5 && echo written"), "written", "the kernel passes it through");
 
         let dead = clean_dead_mount(&directory).unwrap().expect("the mount is dead");
