@@ -75,7 +75,7 @@ pub struct BarrierReply {
     pub cursor: String,
 }
 
-/// Parameters of `Changes` and `Follow`: at most one of the fields.
+/// Parameters of `Changes`, and of `Follow`, which takes no deadline: at most one of the first three.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ChangesCall {
@@ -88,6 +88,9 @@ pub struct ChangesCall {
     /// A cursor and no changes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub now: Option<bool>,
+    /// How long to wait for the checkpoint, milliseconds; without it as long as it takes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub deadline_ms: Option<u64>,
 }
 
 /// One reply of `Changes` and `Follow`.

@@ -27,6 +27,9 @@ use crate::runtime::{RuntimeDirectory, RuntimeError, canonical_directory};
 /// A tracker that does not even take a request for so long is taken for dead.
 const SEND_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// How long after a deadline the tracker may take to say so, on a busy machine.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// Where an answer begins.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Since {
@@ -154,6 +157,9 @@ pub enum CallError {
     /// The tracker has gone away during the call.
     #[error("the tracker has closed the connection before its answer was complete")]
     Closed,
+    /// The tracker does not even say that the deadline has passed. The connection is of no use any more.
+    #[error("the tracker does not answer: is its process stopped?")]
+    Silent,
     /// Sending or receiving failed.
     #[error("cannot talk to the tracker")]
     Frame(#[from] FrameError),
@@ -233,14 +239,20 @@ impl Volume {
     ///
     /// Without a deadline it waits as long as the longest operation takes.
     pub fn barrier(&mut self, deadline: Option<Duration>) -> Result<String, CallError> {
-        let deadline_ms = deadline.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
-        Ok(self.call::<BarrierReply>("Barrier", &BarrierCall { deadline_ms })?.cursor)
+        let call = BarrierCall { deadline_ms: deadline.map(milliseconds) };
+        self.within(deadline, |volume| Ok(volume.call::<BarrierReply>("Barrier", &call)?.cursor))
     }
 
     /// A checkpoint, and what changed since.
-    pub fn changes(&mut self, since: &Since) -> Result<Changes, CallError> {
-        self.send("Changes", &since.to_call(), true)?;
-        self.receive_changes()
+    ///
+    /// Without a deadline it waits as long as the longest operation takes. The deadline is the checkpoint's: an answer that has begun to
+    /// come is waited for.
+    pub fn changes(&mut self, since: &Since, deadline: Option<Duration>) -> Result<Changes, CallError> {
+        let call = ChangesCall { deadline_ms: deadline.map(milliseconds), ..since.to_call() };
+        self.within(deadline, |volume| {
+            volume.send("Changes", &call, true)?;
+            volume.receive_changes()
+        })
     }
 
     /// Batch after batch, for ever.
@@ -273,6 +285,28 @@ impl Volume {
     /// Stops the tracker; returns when it has unmounted and closed its journal.
     pub fn stop(&mut self) -> Result<(), CallError> {
         self.call::<Empty>("Stop", &Empty {}).map(drop)
+    }
+
+    /// A tracker that keeps the deadline answers in time; one that is stopped does not.
+    fn within<T>(
+        &mut self,
+        deadline: Option<Duration>,
+        call: impl FnOnce(&mut Self) -> Result<T, CallError>,
+    ) -> Result<T, CallError> {
+        let Some(deadline) = deadline else { return call(self) };
+        let set =
+            |timeout| self.writer.set_read_timeout(timeout).map_err(|error| CallError::Frame(error.into()));
+        set(deadline.checked_add(ANSWER_TIMEOUT))?;
+        let answer = call(self);
+        self.writer.set_read_timeout(None).map_err(|error| CallError::Frame(error.into()))?;
+        match answer {
+            Err(CallError::Frame(FrameError::Io(error)))
+                if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) =>
+            {
+                Err(CallError::Silent)
+            }
+            answer => answer,
+        }
     }
 
     fn call<R: DeserializeOwned>(
@@ -330,6 +364,11 @@ impl Volume {
     }
 }
 
+/// A time that is too long to be told is told as the longest.
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
 /// A stream of batches, each of which begins where the one before ended.
 #[derive(Debug)]
 pub struct Follow {
@@ -375,7 +414,7 @@ mod tests {
             r#"{"parameters":{"cursor":"c","since":"s","fresh":false,"changes":[{"path":"b","kind":"deleted","type":"file","usn":2}],"complete":true}}"#,
             "\0"
         ));
-        let answer = volume.changes(&Since::Cursor("s".to_owned())).unwrap();
+        let answer = volume.changes(&Since::Cursor("s".to_owned()), None).unwrap();
         assert_eq!(answer.changes.len(), 2);
         assert_eq!(answer.cursor, "c");
     }
@@ -387,12 +426,12 @@ mod tests {
             r#"{"parameters":{"cursor":"c","since":"s","fresh":false,"changes":[],"complete":false},"continues":true}"#,
             "\0"
         ));
-        assert!(matches!(volume.changes(&Since::Nothing), Err(CallError::Closed)));
+        assert!(matches!(volume.changes(&Since::Nothing, None), Err(CallError::Closed)));
         let (_socket, mut volume) = scripted(concat!(
             r#"{"parameters":{"cursor":"c","since":"s","fresh":false,"changes":[],"complete":false}}"#,
             "\0"
         ));
-        assert!(matches!(volume.changes(&Since::Nothing), Err(CallError::Closed)));
+        assert!(matches!(volume.changes(&Since::Nothing, None), Err(CallError::Closed)));
     }
 
     #[test]

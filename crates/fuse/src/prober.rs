@@ -13,9 +13,11 @@
 //!
 //! Invariant: a prober owns no descriptor object; it knows descriptors by number, in its own table.
 
+use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use highwater_tracker::FileHandle;
 use parking_lot::Mutex;
@@ -39,45 +41,77 @@ enum Job {
 pub(crate) struct Probers {
     mount: OwnedFd,
     idle: Mutex<Vec<Prober>>,
+    /// Those that were still waiting when the deadline of their caller passed. They go on waiting: nothing can stop them.
+    stuck: Mutex<VecDeque<Prober>>,
 }
+
+/// With so many threads that wait for nobody any more, a caller with a deadline waits for one of them and starts no other. Callers
+/// without a deadline are as few as checkpoints at the same time: one.
+const STUCK_MAX: usize = 16;
 
 struct Prober {
     jobs: Sender<Job>,
-    done: Receiver<Result<(), Errno>>,
+    result: Receiver<Result<(), Errno>>,
     thread: JoinHandle<()>,
 }
 
 impl Probers {
     /// `mount` is the root of a mount that does not make the visible one busy.
     pub(crate) fn new(mount: OwnedFd) -> Self {
-        Self { mount, idle: Mutex::default() }
+        Self { mount, idle: Mutex::default(), stuck: Mutex::default() }
     }
 
-    /// Returns once everybody who held the lock of one of these nodes has given it back.
-    pub(crate) fn lock_pass(&self, nodes: Vec<u64>) -> Result<(), Errno> {
-        if nodes.is_empty() { Ok(()) } else { self.run(Job::LockPass(nodes)) }
+    /// Returns once everybody who held the lock of one of these nodes has given it back, or with `ETIMEDOUT`.
+    pub(crate) fn lock_pass(&self, nodes: Vec<u64>, deadline: Option<Instant>) -> Result<(), Errno> {
+        if nodes.is_empty() { Ok(()) } else { self.run(Job::LockPass(nodes), deadline) }
     }
 
-    /// Returns once stores into shared mappings of a file that happened before have been sent to the server.
-    pub(crate) fn flush_pages(&self, node: u64) -> Result<(), Errno> {
-        self.run(Job::FlushPages(node))
+    /// Returns once stores into shared mappings of a file that happened before have been sent to the server, or with
+    /// `ETIMEDOUT`.
+    pub(crate) fn flush_pages(&self, node: u64, deadline: Option<Instant>) -> Result<(), Errno> {
+        self.run(Job::FlushPages(node), deadline)
     }
 
-    fn run(&self, job: Job) -> Result<(), Errno> {
-        let idle = self.idle.lock().pop();
-        let prober = match idle {
-            Some(prober) => prober,
-            None => Prober::start(self.mount.as_raw_fd())?,
-        };
+    fn run(&self, job: Job, deadline: Option<Instant>) -> Result<(), Errno> {
+        let prober = self.free(deadline)?;
         prober.jobs.send(job).map_err(|_| Errno::IO)?;
-        let result = prober.done.recv().map_err(|_| Errno::IO)?;
-        self.idle.lock().push(prober);
+        let result = prober.done(deadline);
+        match result {
+            Err(Errno::TIMEDOUT) => self.stuck.lock().push_back(prober),
+            _ => self.idle.lock().push(prober),
+        }
         result
+    }
+
+    /// A prober that waits for nothing.
+    fn free(&self, deadline: Option<Instant>) -> Result<Prober, Errno> {
+        let mut stuck = self.stuck.lock();
+        for prober in std::mem::take(&mut *stuck) {
+            match prober.result.try_recv() {
+                Err(TryRecvError::Empty) => stuck.push_back(prober),
+                Err(TryRecvError::Disconnected) => {}
+                Ok(_) => self.idle.lock().push(prober),
+            }
+        }
+        if let Some(prober) = self.idle.lock().pop() {
+            return Ok(prober);
+        }
+        if deadline.is_none() || stuck.len() < STUCK_MAX {
+            return Prober::start(self.mount.as_raw_fd());
+        }
+        let oldest = stuck.pop_front().expect("there are at least so many");
+        drop(stuck);
+        if let Err(Errno::TIMEDOUT) = oldest.done(deadline) {
+            self.stuck.lock().push_front(oldest);
+            return Err(Errno::TIMEDOUT);
+        }
+        Ok(oldest)
     }
 }
 
 impl Drop for Probers {
     fn drop(&mut self) {
+        // A stuck one is not waited for. It ends when what it waits for has ended.
         for prober in self.idle.get_mut().drain(..) {
             drop(prober.jobs);
             // It ends with the channel; its copy of the mount's descriptor is gone when it has.
@@ -89,7 +123,7 @@ impl Drop for Probers {
 impl Prober {
     fn start(mount: RawFd) -> Result<Self, Errno> {
         let (jobs, todo) = channel();
-        let (finished, done) = channel();
+        let (finished, result) = channel();
         let thread = std::thread::Builder::new()
             .name("fuse-prober".into())
             .spawn(move || {
@@ -102,7 +136,21 @@ impl Prober {
                 }
             })
             .map_err(|_| Errno::AGAIN)?;
-        Ok(Self { jobs, done, thread })
+        Ok(Self { jobs, result, thread })
+    }
+
+    /// What became of its job.
+    fn done(&self, deadline: Option<Instant>) -> Result<(), Errno> {
+        match deadline {
+            None => self.result.recv().map_err(|_| Errno::IO)?,
+            Some(deadline) => {
+                match self.result.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                    Ok(result) => result,
+                    Err(RecvTimeoutError::Timeout) => Err(Errno::TIMEDOUT),
+                    Err(RecvTimeoutError::Disconnected) => Err(Errno::IO),
+                }
+            }
+        }
     }
 }
 

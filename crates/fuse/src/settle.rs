@@ -21,6 +21,7 @@
 //! Invariant: never called by a worker: the passes wait for operations that workers have to serve.
 
 use std::collections::{HashMap, HashSet};
+use std::time::Instant;
 
 use parking_lot::Mutex;
 use rustix::io::Errno;
@@ -48,6 +49,13 @@ struct Sets {
     nodes: HashMap<u64, Touch>,
 }
 
+impl Sets {
+    fn touch(&mut self, node: u64, touch: Touch) {
+        let entry = self.nodes.entry(node).or_insert(touch);
+        *entry = touch.max(*entry);
+    }
+}
+
 impl Touched {
     /// Entries of a directory have changed. Before the answer is sent.
     pub(crate) fn directory(&self, node: u64) {
@@ -56,20 +64,35 @@ impl Touched {
 
     /// A node has changed. Before the answer is sent.
     pub(crate) fn node(&self, node: u64, touch: Touch) {
-        let mut sets = self.0.lock();
-        let entry = sets.nodes.entry(node).or_insert(touch);
-        *entry = touch.max(*entry);
+        self.0.lock().touch(node, touch);
     }
 
     fn take(&self) -> Sets {
         std::mem::take(&mut *self.0.lock())
     }
+
+    /// What was taken has not been settled: the next checkpoint has to.
+    fn give_back(&self, taken: Sets) {
+        let mut sets = self.0.lock();
+        sets.directories.extend(taken.directories);
+        for (node, touch) in taken.nodes {
+            sets.touch(node, touch);
+        }
+    }
 }
 
 impl Filesystem {
     /// Returns once the kernel shows what every operation did whose section has ended.
-    pub(crate) fn settle_touched(&self) -> Result<(), Errno> {
+    pub(crate) fn settle_touched(&self, deadline: Option<Instant>) -> Result<(), Errno> {
         let sets = self.touched.take();
+        let settled = self.settle_sets(&sets, deadline);
+        if settled.is_err() {
+            self.touched.give_back(sets);
+        }
+        settled
+    }
+
+    fn settle_sets(&self, sets: &Sets, deadline: Option<Instant>) -> Result<(), Errno> {
         let known = |result: Result<(), Errno>| match result {
             // ENOENT: the kernel has nothing cached, or (for the pass) found no such name, as it should.
             // ENODEV and ENOTCONN: the mount is gone.
@@ -77,13 +100,13 @@ impl Filesystem {
             Err(errno) => Err(errno),
         };
         let probers = self.probers.lock().clone();
-        let mut locks: Vec<u64> = sets.directories.into_iter().collect();
-        locks.extend(sets.nodes.iter().filter(|(_, touch)| **touch >= Touch::Data).map(|(node, _)| *node));
+        let data = sets.nodes.iter().filter(|(_, touch)| **touch >= Touch::Data).map(|(node, _)| node);
+        let locks: Vec<u64> = sets.directories.iter().chain(data).copied().collect();
         match probers {
-            Some(probers) => probers.lock_pass(locks)?,
+            Some(probers) => probers.lock_pass(locks, deadline)?,
             None => locks.into_iter().try_for_each(|node| known(self.notifier.directory_lock_pass(node)))?,
         }
-        for (node, touch) in sets.nodes {
+        for (&node, &touch) in &sets.nodes {
             // Where the kernel reads the file below by itself, it has cached no pages of it.
             let pages = touch == Touch::Truncated && !self.options.passthrough;
             known(if pages { self.notifier.data(node) } else { self.notifier.attributes(node) })?;

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
 
 use highwater_tracker::{FileHandle, ObjectType, Place, RequestError, Sample, Source, Tracker};
 use parking_lot::Mutex;
@@ -401,8 +402,8 @@ impl Filesystem {
 }
 
 impl Source for Filesystem {
-    fn settle(&self) -> io::Result<()> {
-        Ok(self.settle_touched()?)
+    fn settle(&self, deadline: Option<Instant>) -> io::Result<()> {
+        Ok(self.settle_touched(deadline)?)
     }
 
     fn places(&self, object: &FileHandle) -> Option<Vec<Place>> {
@@ -427,8 +428,8 @@ impl Source for Filesystem {
         Ok(Some(sample(&statx_fd(object.as_fd())?)))
     }
 
-    fn wait_for_writes(&self, object: &FileHandle) -> io::Result<()> {
-        Ok(self.wait_for_writes_to(object)?)
+    fn wait_for_writes(&self, object: &FileHandle, deadline: Option<Instant>) -> io::Result<()> {
+        Ok(self.wait_for_writes_to(object, deadline)?)
     }
 
     fn mapped_writable(&self, objects: &[FileHandle]) -> io::Result<HashSet<FileHandle>> {

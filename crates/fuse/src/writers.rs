@@ -10,7 +10,7 @@
 use std::collections::HashSet;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use highwater_tracker::FileHandle;
 use parking_lot::Mutex;
@@ -93,17 +93,21 @@ impl Filesystem {
     ///
     /// A passthrough write holds the lock of our inode for its whole length (`fuse_passthrough_write_iter`), and so does a
     /// write through the server: whoever gets the lock exclusively finds them ended.
-    pub(crate) fn wait_for_writes_to(&self, object: &FileHandle) -> Result<(), Errno> {
+    pub(crate) fn wait_for_writes_to(
+        &self,
+        object: &FileHandle,
+        deadline: Option<Instant>,
+    ) -> Result<(), Errno> {
         let Some(node) = self.nodes.id(object) else { return Ok(()) };
         let Some(probers) = self.probers.lock().clone() else {
             // Not root, so that no write is passed through: each is in a section of its own.
             return Ok(());
         };
-        probers.lock_pass(vec![node])?;
+        probers.lock_pass(vec![node], deadline)?;
         let open = self.nodes.locate(node).and_then(|located| located.open);
         if open.is_some_and(|open| !open.is_passthrough()) {
             // Stores into a mapping are in pages that we have not been sent yet.
-            probers.flush_pages(node)?;
+            probers.flush_pages(node, deadline)?;
         }
         Ok(())
     }

@@ -245,7 +245,7 @@ fn after_settling_the_mount_shows_what_ended_sections_did() {
                 // What sections have recorded by now is what a checkpoint would hand out: later states are allowed, earlier not.
                 fx.recorder.barrier();
                 let said = fx.recorder.take();
-                source.settle().unwrap();
+                source.settle(None).unwrap();
                 // The last thing that each object and name was told to be; names that came and went are gone.
                 let mut gone = HashSet::new();
                 for said in said {
@@ -286,7 +286,7 @@ fn waiting_for_writes_waits_for_one_that_is_stalled_and_for_nothing_else() {
         let file = OpenOptions::new().write(true).open(fx.path("f")).unwrap();
         let _other = OpenOptions::new().write(true).open(fx.path("g")).unwrap();
         let source = fx.stacked().source();
-        source.wait_for_writes(&f).unwrap();
+        source.wait_for_writes(&f, None).unwrap();
         let stalled = StalledPage::new();
         let finished = AtomicBool::new(false);
         std::thread::scope(|scope| {
@@ -295,14 +295,20 @@ fn waiting_for_writes_waits_for_one_that_is_stalled_and_for_nothing_else() {
                 file.write_all_at(stalled.page(), 0).unwrap();
             });
             stalled.wait_for_fault();
-            source.wait_for_writes(&g).unwrap();
+            source.wait_for_writes(&g, None).unwrap();
             let waiter = scope.spawn(|| {
-                source.wait_for_writes(&f).unwrap();
+                source.wait_for_writes(&f, None).unwrap();
                 assert!(finished.load(Ordering::SeqCst), "the wait ended before the write");
             });
             let _ = before;
             std::thread::sleep(Duration::from_millis(100));
             assert!(!waiter.is_finished());
+            for _ in 0..20 {
+                let soon = Instant::now() + Duration::from_millis(5);
+                let refused = source.wait_for_writes(&f, Some(soon)).unwrap_err();
+                assert_eq!(refused.kind(), std::io::ErrorKind::TimedOut);
+            }
+            source.wait_for_writes(&g, None).unwrap();
             finished.store(true, Ordering::SeqCst);
             stalled.resolve();
             waiter.join().unwrap();
@@ -345,7 +351,7 @@ m.unmap(); print('unmapped'); input()"
         }
         program.go_on();
         assert_eq!(program.line(), "stored");
-        source.wait_for_writes(&f).unwrap();
+        source.wait_for_writes(&f, None).unwrap();
         assert_eq!(fs::read(fx.path("f")).unwrap()[0], 1);
         if !fx.passthrough {
             fx.recorder.wait_until("the store was sent to the server", |said, _| {

@@ -106,6 +106,8 @@ fn a_misspelt_or_mistyped_parameter_is_refused_by_name() {
         ("Barrier", json!({ "deadline_ms": "1" }), "deadline_ms"),
         ("Barrier", json!({ "deadline_ms": -1 }), "deadline_ms"),
         ("Changes", json!({ "since": 1 }), "since"),
+        ("Changes", json!({ "deadline_ms": "1" }), "deadline_ms"),
+        ("Follow", json!({ "deadline_ms": 1 }), "deadline_ms"),
         ("Changes", json!({ "since": "a", "now": true }), "now"),
         ("Changes", json!({ "since": "a", "consumer": "b" }), "consumer"),
         ("Ack", json!({ "consumer": "b" }), "cursor"),
@@ -145,7 +147,7 @@ fn a_long_answer_comes_in_bounded_replies_and_needs_more() {
     for _ in 0..10 {
         tracked.volume.push(change(vec![b'x'; 50_000], Kind::Created, ObjectType::File));
     }
-    let answer = tracked.connect().changes(&Since::Cursor(cursor(2500))).unwrap();
+    let answer = tracked.connect().changes(&Since::Cursor(cursor(2500)), None).unwrap();
     assert_eq!(answer.changes.len(), 10);
     assert_eq!(
         raw.call("io.highwater.Volume.Follow", json!({}))["error"],
@@ -246,7 +248,7 @@ fn a_client_that_does_not_read_costs_one_connection_for_a_bounded_time() {
     eventually("a client that reads has it all", || {
         tracked
             .connect()
-            .changes(&Since::Cursor(cursor(0)))
+            .changes(&Since::Cursor(cursor(0)), None)
             .is_ok_and(|answer| answer.changes.len() == 50_000)
     });
 }

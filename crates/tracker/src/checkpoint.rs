@@ -12,10 +12,11 @@
 //! Nothing of this blocks an operation. An operation that begins after the checkpoint was asked for is waited for only in
 //! step 4, and only from its record to its answer.
 
+use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use highwater_barrier::DeadlineExceeded;
+use highwater_barrier::{DeadlineExceeded, WriteBarrier};
 use highwater_journal::{Period, Storage};
 use parking_lot::{Condvar, Mutex};
 
@@ -50,6 +51,8 @@ enum CatchUp {
 struct Turns {
     /// The number of the newest checkpoint that has ended well.
     ended: u64,
+    /// The newest period that has been sealed in the journal and not been handed out: the checkpoint failed after the flip.
+    unfinished: Option<Seal>,
 }
 
 impl Checkpoints {
@@ -146,7 +149,7 @@ impl<S: Storage> Shared<S> {
         // ORDERING: as above.
         let number = checkpoints.begun.fetch_add(1, Ordering::SeqCst) + 1;
         let began = Instant::now();
-        let sealed = self.run_checkpoint(deadline)?;
+        let sealed = self.run_checkpoint(&mut turn.unfinished, deadline)?;
         turn.ended = number;
         let took_us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
         // ORDERING: a figure for `status`.
@@ -154,40 +157,42 @@ impl<S: Storage> Shared<S> {
         Ok(sealed)
     }
 
-    fn run_checkpoint(&self, deadline: Option<Instant>) -> Result<CheckpointId, RequestError> {
-        let synchronized = match deadline {
-            None => {
-                self.sections.synchronize();
-                Ok(())
-            }
-            Some(deadline) => self.sections.synchronize_deadline(deadline),
-        };
-        synchronized
-            .map_err(|DeadlineExceeded| RequestError::Deadline { waiting_for: "operations in flight" })?;
-        self.record_open_writers()?;
-        let Some(seal) = self.flip()? else {
+    /// `unfinished` outlives a failure: a period that has been sealed and not been handed out belongs to the next checkpoint, also
+    /// if nothing has happened since.
+    fn run_checkpoint(
+        &self,
+        unfinished: &mut Option<Seal>,
+        deadline: Option<Instant>,
+    ) -> Result<CheckpointId, RequestError> {
+        synchronize(&self.sections, deadline, "operations in flight")?;
+        self.record_open_writers(deadline)?;
+        if let Some(seal) = self.flip()? {
+            *unfinished = Some(seal);
+        }
+        let Some(seal) = *unfinished else {
             return Ok(self.checkpoints.sealed());
         };
-        self.tails.synchronize();
-        let settled = self.source().settle();
-        settled.map_err(|source| RequestError::Source { doing: "wait for the kernel", source })?;
+        synchronize(&self.tails, deadline, "an operation to be answered")?;
+        let settled = self.source().settle(deadline);
+        settled.map_err(from_source("wait for the kernel", "the kernel to show what has been done"))?;
         self.journal.sync(seal.usn).map_err(|error| {
             self.fail(&error);
             RequestError::journal(&error)
         })?;
+        *unfinished = None;
         // ORDERING: pairs with the load in `sealed`.
         self.checkpoints.sealed.store(seal.period.0, Ordering::Release);
         Ok(CheckpointId(seal.period.0))
     }
 
     /// Reports the open writers that have changed since the last checkpoint.
-    fn record_open_writers(&self) -> Result<(), RequestError> {
+    fn record_open_writers(&self, deadline: Option<Instant>) -> Result<(), RequestError> {
         let writers = self.writers.lock().all();
         if writers.is_empty() {
             return Ok(());
         }
         let source = self.source();
-        let failed = |doing| move |source| RequestError::Source { doing, source };
+        let failed = |doing| from_source(doing, "writes in flight");
         let can_map: Vec<_> =
             writers.iter().filter(|(_, mode)| mode.can_map).map(|(object, _)| object.clone()).collect();
         let mapped = source.mapped_writable(&can_map).map_err(failed("find out what is mapped"))?;
@@ -195,7 +200,7 @@ impl<S: Storage> Shared<S> {
         for (object, _) in &writers {
             let sample =
                 source.sample(object).map_err(failed("read the attributes of a file open for writing"))?;
-            source.wait_for_writes(object).map_err(failed("wait for writes in flight"))?;
+            source.wait_for_writes(object, deadline).map_err(failed("wait for writes in flight"))?;
             let Some(sample) = sample else { continue };
             let report = self.writers.lock().sampled(object, sample, mapped.contains(object), distinct);
             if report {
@@ -250,6 +255,27 @@ impl<S: Storage> Shared<S> {
             }
             Recorded::Yes | Recorded::First => Ok(()),
         }
+    }
+}
+
+/// One of the two barriers of a checkpoint.
+fn synchronize(
+    barrier: &WriteBarrier,
+    deadline: Option<Instant>,
+    waiting_for: &'static str,
+) -> Result<(), RequestError> {
+    let Some(deadline) = deadline else {
+        barrier.synchronize();
+        return Ok(());
+    };
+    barrier.synchronize_deadline(deadline).map_err(|DeadlineExceeded| RequestError::Deadline { waiting_for })
+}
+
+/// Tells an error of the source from a deadline that has passed in it.
+fn from_source(doing: &'static str, waiting_for: &'static str) -> impl FnOnce(io::Error) -> RequestError {
+    move |source| match source.kind() {
+        io::ErrorKind::TimedOut => RequestError::Deadline { waiting_for },
+        _ => RequestError::Source { doing, source },
     }
 }
 

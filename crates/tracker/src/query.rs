@@ -5,6 +5,7 @@
 //! after its stable horizon is no fact, is left out, and is told again behind the `Started` record.
 
 use std::collections::BTreeSet;
+use std::time::Instant;
 
 use highwater_journal::{Period, ReadError, Storage, Usn};
 
@@ -102,12 +103,12 @@ enum Unreadable {
 }
 
 impl<S: Storage> Tracker<S> {
-    /// Makes a checkpoint and tells what changed since.
+    /// Makes a checkpoint and tells what changed since. `deadline`: of the checkpoint.
     ///
     /// # Errors
     /// [`RequestError::UnknownConsumer`], and as [`Tracker::barrier`]. A cursor that cannot be used is no error: the answer is
     /// fresh.
-    pub fn changes(&self, since: &Since) -> Result<Answer, RequestError> {
+    pub fn changes(&self, since: &Since, deadline: Option<Instant>) -> Result<Answer, RequestError> {
         let since = match since {
             Since::Cursor(cursor) => Since::Cursor(*cursor),
             Since::Consumer(name) => match self.shared.consumers.lock().cursor(name)? {
@@ -118,7 +119,7 @@ impl<S: Storage> Tracker<S> {
             Since::Nothing => Since::Nothing,
         };
         let shared = &self.shared;
-        let sealed = match shared.checkpoint(None) {
+        let sealed = match shared.checkpoint(deadline) {
             Ok(sealed) => sealed,
             // A journal that has failed still answers: everything may have changed.
             Err(RequestError::Journal { why }) => {

@@ -15,6 +15,7 @@
 use std::collections::HashSet;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::time::Instant;
 
 use crate::{FileHandle, ObjectType, Place, Sample};
 
@@ -22,12 +23,16 @@ use crate::{FileHandle, ObjectType, Place, Sample};
 ///
 /// [`places`](Source::places) is called with the tracker's record lock held and must not call the tracker; the other methods
 /// are called without it, by the thread that runs a checkpoint, never by a thread that is inside a write section.
+///
+/// A method that is given a deadline fails with [`io::ErrorKind::TimedOut`] when it has passed.
 pub trait Source: Send + Sync + 'static {
     /// Returns once what every ended write section did is visible to all readers of the tracked tree.
     ///
     /// Called after the write barrier of each checkpoint. A stacked source lets the kernel finish with the answers it has
     /// been sent: after a section has ended, the kernel may still show cached attributes or names from before.
-    fn settle(&self) -> io::Result<()>;
+    ///
+    /// A call that fails settles nothing: the next one must do what this one should have done.
+    fn settle(&self, deadline: Option<Instant>) -> io::Result<()>;
 
     /// The names of an object that the source knows; for a directory the one it has.
     ///
@@ -42,7 +47,7 @@ pub trait Source: Send + Sync + 'static {
     fn sample(&self, object: &FileHandle) -> io::Result<Option<Sample>>;
 
     /// Returns once every synchronous write to the object that began before the call has ended.
-    fn wait_for_writes(&self, object: &FileHandle) -> io::Result<()>;
+    fn wait_for_writes(&self, object: &FileHandle, deadline: Option<Instant>) -> io::Result<()>;
 
     /// Which of these objects are mapped writable and shared by some process, or may be.
     fn mapped_writable(&self, objects: &[FileHandle]) -> io::Result<HashSet<FileHandle>>;

@@ -5,6 +5,7 @@
 mod support;
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -44,6 +45,25 @@ fn a_batch_tells_what_happened_and_the_next_one_what_happened_then() {
 }
 
 #[test]
+fn a_checkpoint_that_failed_after_its_flip_is_handed_out_by_the_next_one() {
+    let directory = tempdir().unwrap();
+    let volume = Volume::open(directory.path());
+    let start = volume.now();
+    volume.create("f");
+    volume.source.is_unsettled.store(true, Ordering::SeqCst);
+    let at_once = Some(Instant::now());
+    for _ in 0..2 {
+        let answer = volume.tracker.changes(&Since::Cursor(start), at_once);
+        assert!(matches!(answer, Err(RequestError::Deadline { .. })), "{answer:?}");
+    }
+    volume.source.is_unsettled.store(false, Ordering::SeqCst);
+    let (told, cursor) = volume.since(start);
+    assert_eq!(told, lines(&["created f"]), "nothing has happened since the flip, and still it is told");
+    assert_eq!(volume.source.settled.load(Ordering::SeqCst), 1);
+    assert_eq!(volume.since(cursor), (vec![], cursor));
+}
+
+#[test]
 fn a_rename_alone_is_one_line() {
     let directory = tempdir().unwrap();
     let volume = Volume::open(directory.path());
@@ -73,7 +93,7 @@ fn a_checkpoint_waits_for_an_operation_in_flight_and_blocks_no_other() {
         let (done, is_done) = mpsc::channel();
         let tracker = &volume.tracker;
         scope.spawn(move || {
-            let answer = tracker.changes(&Since::Cursor(start)).unwrap();
+            let answer = tracker.changes(&Since::Cursor(start), None).unwrap();
             done.send(answer).unwrap();
         });
         let early = tracker.barrier(Some(Instant::now() + Duration::from_millis(50)));
@@ -161,7 +181,7 @@ fn what_was_not_stable_is_told_again_after_a_crash_even_if_it_was_acked() {
 
     let volume = Volume::open(directory.path());
     assert!(volume.opening.crashed && !volume.opening.catching_up);
-    let answer = volume.tracker.changes(&Since::Consumer("c".into())).unwrap();
+    let answer = volume.tracker.changes(&Since::Consumer("c".into()), None).unwrap();
     let told: Vec<String> = answer.lines.iter().map(support::brief).collect();
     assert_eq!(told, lines(&["rescan old", "rescan* old/born"]), "and nothing of `quiet`");
     assert!(answer.lines.iter().all(|line| line.recovered));
@@ -327,7 +347,7 @@ fn a_start_without_a_gap_costs_no_scan() {
 // ---- G5: no silent loss ----
 
 fn fresh(volume: &Volume, cursor: Cursor) -> Option<FreshReason> {
-    volume.tracker.changes(&Since::Cursor(cursor)).unwrap().fresh
+    volume.tracker.changes(&Since::Cursor(cursor), None).unwrap().fresh
 }
 
 #[test]
@@ -340,7 +360,7 @@ fn a_cursor_that_cannot_be_used_gives_a_fresh_answer() {
     assert_eq!(fresh(&volume, foreign), Some(FreshReason::ForeignCursor));
     let future = Cursor { checkpoint: CheckpointId(cursor.checkpoint.0 + 1), ..cursor };
     assert_eq!(fresh(&volume, future), Some(FreshReason::Future));
-    assert_eq!(volume.tracker.changes(&Since::Nothing).unwrap().fresh, Some(FreshReason::NoCursor));
+    assert_eq!(volume.tracker.changes(&Since::Nothing, None).unwrap().fresh, Some(FreshReason::NoCursor));
 }
 
 #[test]

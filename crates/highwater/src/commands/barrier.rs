@@ -22,7 +22,7 @@ pub(crate) struct Args {
     /// The tracked directory.
     dir: PathBuf,
     /// Give up after so many seconds, like 10 or 0.5.
-    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    #[arg(long, value_name = "SECONDS", value_parser = super::seconds)]
     deadline: Option<Duration>,
 }
 
@@ -30,9 +30,4 @@ pub(crate) fn run(args: &Args) -> Result<Exit, Failure> {
     let cursor = Volume::connect(&args.dir)?.barrier(args.deadline)?;
     print_line(&cursor)?;
     Ok(Exit::Done)
-}
-
-fn seconds(text: &str) -> Result<Duration, String> {
-    let seconds: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
-    Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
 }

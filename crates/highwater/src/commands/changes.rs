@@ -2,6 +2,7 @@
 
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::Context;
 use highwater_client::{Since, Volume};
@@ -44,6 +45,9 @@ pub(crate) struct Args {
     /// How to print the changes.
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
+    /// Give up if what is in flight has not ended after so many seconds, like 10 or 0.5.
+    #[arg(long, value_name = "SECONDS", value_parser = super::seconds)]
+    deadline: Option<Duration>,
     /// Write the cursor reached to a file, after everything has been printed.
     #[arg(long, value_name = "FILE")]
     save_cursor: Option<PathBuf>,
@@ -55,7 +59,7 @@ pub(crate) fn run(args: &Args) -> Result<Exit, Failure> {
         (None, Some(name)) => Since::Consumer(name.clone()),
         (None, None) => Since::Nothing,
     };
-    let answer = Volume::connect(&args.dir)?.changes(&since)?;
+    let answer = Volume::connect(&args.dir)?.changes(&since, args.deadline)?;
     let mut out = BufWriter::new(std::io::stdout().lock());
     write_changes(&mut out, &args.dir, &answer, args.format)?;
     if args.format == Format::Text {

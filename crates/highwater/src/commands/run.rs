@@ -7,6 +7,7 @@ use std::io::{BufWriter, Seek, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus};
+use std::time::Duration;
 
 use anyhow::Context;
 use highwater_client::{CallError, Refusal, Since, Volume};
@@ -43,13 +44,17 @@ pub(crate) struct Args {
     /// How the changes are told to the command.
     #[arg(long, value_enum, default_value_t = Format::Json)]
     format: Format,
+    /// Give up, and run nothing, if what is in flight has not ended after so many seconds, like 10 or 0.5.
+    #[arg(long, value_name = "SECONDS", value_parser = super::seconds)]
+    deadline: Option<Duration>,
     /// The command and its arguments.
     #[arg(last = true, required = true, value_name = "CMD")]
     command: Vec<OsString>,
 }
 
 pub(crate) fn run(args: &Args) -> Result<Exit, Failure> {
-    let answer = Volume::connect(&args.dir)?.changes(&Since::Consumer(args.consumer.clone()))?;
+    let since = Since::Consumer(args.consumer.clone());
+    let answer = Volume::connect(&args.dir)?.changes(&since, args.deadline)?;
     tracing::info!("{}", summary(&answer));
 
     // A file, so that a slow command holds nobody up, and is never handed the first half of an answer.

@@ -60,7 +60,7 @@ pub(super) fn tell(stage: &Stage, story: &mut Story, replica: &mut Replica) -> R
 /// Takes what changed, applies it to the copy, and acks.
 pub(super) fn take(stage: &Stage, replica: &mut Replica) -> Result<Changes> {
     let mut volume = stage.connect()?;
-    let answer = volume.changes(&Since::Consumer(CONSUMER.to_owned()))?;
+    let answer = volume.changes(&Since::Consumer(CONSUMER.to_owned()), None)?;
     replica.apply(&answer)?;
     volume.ack(CONSUMER, &answer.cursor)?;
     Ok(answer)

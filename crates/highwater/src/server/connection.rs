@@ -156,16 +156,14 @@ impl Client {
                 self.reply(volume.status())?;
             }
             (INTERFACE, "Barrier") => {
-                let deadline_ms = parameters.optional("deadline_ms", |value| value.as_u64())?;
+                let deadline = deadline(&mut parameters)?;
                 parameters.end()?;
-                // One that is too far away to be told is none.
-                let deadline =
-                    deadline_ms.and_then(|ms| Instant::now().checked_add(Duration::from_millis(ms)));
                 self.reply(BarrierReply { cursor: volume.barrier(deadline)? })?;
             }
             (INTERFACE, "Changes") => {
+                let deadline = deadline(&mut parameters)?;
                 let since = since(parameters)?;
-                self.changes(volume.changes(&since)?, false)?;
+                self.changes(volume.changes(&since, deadline)?, false)?;
             }
             (INTERFACE, "Follow") => {
                 let since = since(parameters)?;
@@ -255,7 +253,7 @@ impl Client {
         let mut first = true;
         loop {
             let next_batch = Instant::now() + self.limits.batches_every;
-            let answer = volume.changes(&since)?;
+            let answer = volume.changes(&since, None)?;
             let cursor = answer.cursor.clone();
             let mut changes = answer.changes.peekable();
             if first || changes.peek().is_some() || answer.fresh.is_some() {
@@ -291,6 +289,12 @@ fn batch(changes: &mut impl Iterator<Item = Change>) -> Vec<Change> {
         batch.push(change);
     }
     batch
+}
+
+fn deadline(parameters: &mut Parameters) -> Result<Option<Instant>, Refusal> {
+    let deadline_ms = parameters.optional("deadline_ms", |value| value.as_u64())?;
+    // One that is too far away to be told is none.
+    Ok(deadline_ms.and_then(|ms| Instant::now().checked_add(Duration::from_millis(ms))))
 }
 
 fn since(mut parameters: Parameters) -> Result<Since, Refusal> {

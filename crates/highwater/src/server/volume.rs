@@ -35,8 +35,8 @@ pub trait Volume: Send + Sync + 'static {
     fn status(&self) -> Status;
     /// A checkpoint: waits for every operation in flight, blocks none.
     fn barrier(&self, deadline: Option<Instant>) -> Result<String, Refusal>;
-    /// A checkpoint, and what changed since.
-    fn changes(&self, since: &Since) -> Result<Answer, Refusal>;
+    /// A checkpoint, and what changed since. The deadline is the checkpoint's.
+    fn changes(&self, since: &Since, deadline: Option<Instant>) -> Result<Answer, Refusal>;
     /// Returns when something has been recorded after this cursor, or at the deadline.
     fn wait_for_change(&self, after: &str, deadline: Instant);
     /// Stores a consumer's cursor, durably.

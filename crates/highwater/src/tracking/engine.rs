@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use highwater_client::{Change, Consumer, Holder, Kind, ObjectType, Refusal, Status, stacked_mounts};
 use highwater_fuse::{Stacked, UnmountError};
@@ -10,9 +10,6 @@ use highwater_tracker::{self as tracker, Cursor, Durability, LineKind, RequestEr
 use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::server::{Answer, Since, Stop, Volume};
-
-/// The tracker says more about what it waits for than we can: it gets a moment to do so.
-const GRACE: Duration = Duration::from_millis(20);
 
 /// Another user than root cannot look into most processes, and each is a loss of its own.
 const LOSSES_TOLD_MAX: usize = 6;
@@ -117,32 +114,17 @@ impl Volume for Engine {
     }
 
     fn barrier(&self, deadline: Option<Instant>) -> Result<String, Refusal> {
-        let Some(deadline) = deadline else {
-            return self.tracker.barrier(None).map(|cursor| cursor.to_string()).map_err(refusal);
-        };
-        // The source waits for a stalled write inside the kernel, where no deadline reaches: the caller goes, and the thread
-        // stays until the write has ended. There is one such thread at most: the tracker makes one checkpoint at a time, and
-        // who waits for its turn keeps the deadline.
-        let (send, receive) = std::sync::mpsc::channel();
-        let tracker = Arc::clone(&self.tracker);
-        std::thread::Builder::new()
-            .name("barrier".to_owned())
-            .spawn(move || send.send(tracker.barrier(Some(deadline))))
-            .map_err(|error| Refusal::SourceFailed { message: format!("cannot start a thread: {error}") })?;
-        match receive.recv_timeout(deadline.saturating_duration_since(Instant::now()) + GRACE) {
-            Ok(reached) => reached.map(|cursor| cursor.to_string()).map_err(refusal),
-            Err(_) => Err(Refusal::Deadline { waiting_for: "a write that is under way".to_owned() }),
-        }
+        self.tracker.barrier(deadline).map(|cursor| cursor.to_string()).map_err(refusal)
     }
 
-    fn changes(&self, since: &Since) -> Result<Answer, Refusal> {
+    fn changes(&self, since: &Since, deadline: Option<Instant>) -> Result<Answer, Refusal> {
         let since = match since {
             Since::Cursor(text) => tracker::Since::Cursor(cursor(text)?),
             Since::Consumer(name) => tracker::Since::Consumer(name.clone()),
             Since::Now => tracker::Since::Now,
             Since::Nothing => tracker::Since::Nothing,
         };
-        let answer = self.tracker.changes(&since).map_err(refusal)?;
+        let answer = self.tracker.changes(&since, deadline).map_err(refusal)?;
         Ok(Answer {
             cursor: answer.cursor.to_string(),
             since: answer.since.map(|cursor| cursor.to_string()),

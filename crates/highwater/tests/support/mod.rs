@@ -106,7 +106,7 @@ impl Volume for FakeVolume {
         Ok(cursor(state.log.len()))
     }
 
-    fn changes(&self, since: &Since) -> Result<Answer, Refusal> {
+    fn changes(&self, since: &Since, _: Option<Instant>) -> Result<Answer, Refusal> {
         let state = self.state.lock();
         let (since, fresh) = match since {
             Since::Cursor(text) => (Some(text.clone()), None),

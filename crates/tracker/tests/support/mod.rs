@@ -11,7 +11,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
 
 use highwater_journal::{Directory, Storage};
 use highwater_tracker::{
@@ -22,6 +23,8 @@ use highwater_tracker::{
 pub(crate) struct TestSource {
     pub(crate) root: PathBuf,
     pub(crate) settled: AtomicU64,
+    /// The kernel does not show what has been done: `settle` fails.
+    pub(crate) is_unsettled: AtomicBool,
     pub(crate) synced: AtomicU64,
 }
 
@@ -64,7 +67,10 @@ impl TestSource {
 }
 
 impl Source for TestSource {
-    fn settle(&self) -> io::Result<()> {
+    fn settle(&self, _: Option<Instant>) -> io::Result<()> {
+        if self.is_unsettled.load(Ordering::SeqCst) {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
         self.settled.fetch_add(1, Ordering::SeqCst);
         Ok(())
     }
@@ -84,7 +90,7 @@ impl Source for TestSource {
         }))
     }
 
-    fn wait_for_writes(&self, _: &FileHandle) -> io::Result<()> {
+    fn wait_for_writes(&self, _: &FileHandle, _: Option<Instant>) -> io::Result<()> {
         Ok(())
     }
 
@@ -164,6 +170,7 @@ impl<S: Storage> Volume<S> {
         let source = Arc::new(TestSource {
             root: root.clone(),
             settled: AtomicU64::new(0),
+            is_unsettled: AtomicBool::new(false),
             synced: AtomicU64::new(0),
         });
         tracker.start(Arc::clone(&source) as Arc<dyn Source>).unwrap();
@@ -236,12 +243,12 @@ impl<S: Storage> Volume<S> {
     // Questions.
 
     pub(crate) fn now(&self) -> Cursor {
-        self.tracker.changes(&Since::Now).unwrap().cursor
+        self.tracker.changes(&Since::Now, None).unwrap().cursor
     }
 
     /// The lines since a cursor, in short: `kind path`, `kind path < from`, `rescan* path` if recursive. And the next cursor.
     pub(crate) fn since(&self, cursor: Cursor) -> (Vec<String>, Cursor) {
-        let answer = self.tracker.changes(&Since::Cursor(cursor)).unwrap();
+        let answer = self.tracker.changes(&Since::Cursor(cursor), None).unwrap();
         assert_eq!(answer.fresh, None);
         (answer.lines.iter().map(brief).collect(), answer.cursor)
     }
