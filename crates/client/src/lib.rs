@@ -7,7 +7,7 @@
 //! use highwater_client::{Since, Volume};
 //!
 //! let mut volume = Volume::connect(std::path::Path::new("/srv/data"))?;
-//! let answer = volume.changes(&Since::Consumer("backup".to_owned()))?;
+//! let answer = volume.changes(&Since::Consumer("backup".to_owned()), None)?;
 //! for change in &answer.changes {
 //!     println!("{:?} {}", change.kind, String::from_utf8_lossy(&change.path));
 //! }
