@@ -18,13 +18,11 @@ use std::time::Duration;
 
 use highwater_journal::Storage;
 use parking_lot::{Condvar, Mutex};
-use rustix::fs::{AtFlags, Dir, FileType, StatxFlags};
 
 use crate::change::{ObjectType, Place};
 use crate::handle::FileHandle;
 use crate::record::Body;
-use crate::recovery::timestamp_ns;
-use crate::source::Source;
+use crate::source::{Entry, Source};
 use crate::tracker::Shared;
 
 /// How far the clocks of the tracker and of the filesystem, or a clock that is being corrected, may be apart.
@@ -54,6 +52,11 @@ impl<S: Storage> Shared<S> {
     /// Begins the catch-up on threads of its own. Checkpoints wait for its end.
     pub(crate) fn begin_catch_up(self: &Arc<Self>, began_ns: u64) {
         self.checkpoints.begin_catch_up();
+        if self.config.driver.is_some() {
+            // It runs when it is asked to.
+            *self.due_catch_up.lock() = Some(began_ns);
+            return;
+        }
         let shared = Arc::clone(self);
         let spawned = std::thread::Builder::new().name("catch-up".into()).spawn(move || {
             let result = shared.catch_up(began_ns);
@@ -65,7 +68,7 @@ impl<S: Storage> Shared<S> {
         }
     }
 
-    fn end_catch_up(&self, result: io::Result<()>) {
+    pub(crate) fn end_catch_up(&self, result: io::Result<()>) {
         // ORDERING: a flag; the thread that set it joins this one.
         if result.is_err() && self.stopping.load(Ordering::Relaxed) {
             // The record of the gap is in the journal: the next start begins anew.
@@ -81,7 +84,7 @@ impl<S: Storage> Shared<S> {
         self.checkpoints.end_catch_up();
     }
 
-    fn catch_up(&self, began_ns: u64) -> io::Result<()> {
+    pub(crate) fn catch_up(&self, began_ns: u64) -> io::Result<()> {
         let source = Arc::clone(self.source());
         let walk = Walk {
             queue: Mutex::new(Queue { waiting: vec![(self.facts.root.clone(), true)], busy: 0 }),
@@ -90,13 +93,16 @@ impl<S: Storage> Shared<S> {
             failure: Mutex::new(None),
             began_ns: i128::from(began_ns),
         };
-        if let Some(root) = source.open_directory(&self.facts.root)? {
-            let statx = rustix::fs::statx(&root, c"", AtFlags::EMPTY_PATH, StatxFlags::CTIME)?;
-            if timestamp_ns(statx.stx_ctime.tv_sec, statx.stx_ctime.tv_nsec) >= walk.began_ns {
+        if let Some(root) = source.sample(&self.facts.root)? {
+            if root.ctime_ns >= walk.began_ns {
                 self.tell_rescan(&*source, &self.facts.root, false);
             } else {
                 walk.queue.lock().waiting[0].1 = false;
             }
+        }
+        if self.config.driver.is_some() {
+            self.walk(&walk, &*source);
+            return walk.failure.into_inner().map_or(Ok(()), Err);
         }
         std::thread::scope(|scope| {
             for _ in 0..THREADS {
@@ -126,37 +132,36 @@ impl<S: Storage> Shared<S> {
         directory: &FileHandle,
         changed: bool,
     ) -> io::Result<()> {
-        let Some(fd) = source.open_directory(directory)? else { return Ok(()) };
-        for entry in Dir::read_from(&fd)? {
-            let entry = entry?;
-            let name = entry.file_name();
-            if name == c"." || name == c".." {
-                continue;
+        source.walk(directory, &mut |entry| self.walk_entry(walk, source, directory, changed, entry))?;
+        Ok(())
+    }
+
+    fn walk_entry(
+        &self,
+        walk: &Walk,
+        source: &dyn Source,
+        directory: &FileHandle,
+        changed: bool,
+        entry: &dyn Entry,
+    ) -> io::Result<()> {
+        // ORDERING: a figure for `status`.
+        self.checkpoints.caught_up_objects.fetch_add(1, Ordering::Relaxed);
+        let Some(times) = entry.times()? else { return Ok(()) };
+        let in_gap = times.ctime_ns >= walk.began_ns;
+        if !in_gap && !times.is_directory {
+            return Ok(());
+        }
+        let Some((object, object_type)) = entry.object()? else { return Ok(()) };
+        if object_type != ObjectType::Directory {
+            let place = Place { parent: directory.clone(), name: entry.name().into() };
+            let body = Body::Recovered { object, object_type, places: Some(vec![place]) };
+            let recorded = self.log.lock().record_found(&self.journal, source, &[directory], &body);
+            self.after_record(recorded);
+        } else {
+            if in_gap {
+                self.tell_rescan(source, &object, changed);
             }
-            // ORDERING: a figure for `status`.
-            self.checkpoints.caught_up_objects.fetch_add(1, Ordering::Relaxed);
-            let mask = StatxFlags::TYPE | StatxFlags::CTIME;
-            let statx = match rustix::fs::statx(&fd, name, AtFlags::SYMLINK_NOFOLLOW, mask) {
-                Err(rustix::io::Errno::NOENT) => continue,
-                statx => statx?,
-            };
-            let in_gap = timestamp_ns(statx.stx_ctime.tv_sec, statx.stx_ctime.tv_nsec) >= walk.began_ns;
-            let is_directory = FileType::from_raw_mode(statx.stx_mode.into()) == FileType::Directory;
-            if !in_gap && !is_directory {
-                continue;
-            }
-            let Some((object, object_type)) = source.handle_at(&fd, name.to_bytes())? else { continue };
-            if object_type != ObjectType::Directory {
-                let place = Place { parent: directory.clone(), name: name.to_bytes().into() };
-                let body = Body::Recovered { object, object_type, places: Some(vec![place]) };
-                let recorded = self.log.lock().record_found(&self.journal, source, &[directory], &body);
-                self.after_record(recorded);
-            } else {
-                if in_gap {
-                    self.tell_rescan(source, &object, changed);
-                }
-                walk.add(object, in_gap);
-            }
+            walk.add(object, in_gap);
         }
         Ok(())
     }

@@ -120,6 +120,17 @@ pub struct WriterMode {
     pub unseen: bool,
 }
 
+/// When an entry of a directory was changed and born, for recovery and catch-up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EntryTimes {
+    /// It is a directory.
+    pub is_directory: bool,
+    /// Change time, nanoseconds since the epoch.
+    pub ctime_ns: i128,
+    /// Birth time, nanoseconds since the epoch; `None` where the filesystem keeps none.
+    pub born_ns: Option<i128>,
+}
+
 /// The attributes of an object that tell whether an open writer has changed it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sample {

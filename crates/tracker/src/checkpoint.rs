@@ -16,15 +16,14 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use highwater_barrier::{DeadlineExceeded, WriteBarrier};
 use highwater_journal::{Period, Storage};
 use parking_lot::{Condvar, Mutex};
 
 use crate::change::Change;
-use crate::coverage::now_ns;
 use crate::cursor::{CheckpointId, Cursor};
 use crate::error::RequestError;
 use crate::log::Recorded;
+use crate::mutation::{self, Mutation};
 use crate::record::Body;
 use crate::tracker::Shared;
 
@@ -164,7 +163,9 @@ impl<S: Storage> Shared<S> {
         unfinished: &mut Option<Seal>,
         deadline: Option<Instant>,
     ) -> Result<CheckpointId, RequestError> {
-        synchronize(&self.sections, deadline, "operations in flight")?;
+        if !mutation::is(Mutation::NoBarrier) {
+            self.synchronize(&self.sections, deadline, "operations in flight")?;
+        }
         self.record_open_writers(deadline)?;
         if let Some(seal) = self.flip()? {
             *unfinished = Some(seal);
@@ -172,10 +173,14 @@ impl<S: Storage> Shared<S> {
         let Some(seal) = *unfinished else {
             return Ok(self.checkpoints.sealed());
         };
-        synchronize(&self.tails, deadline, "an operation to be answered")?;
-        let settled = self.source().settle(deadline);
+        if !mutation::is(Mutation::NoTails) {
+            self.synchronize(&self.tails, deadline, "an operation to be answered")?;
+        }
+        let settled = if mutation::is(Mutation::NoSettle) { Ok(()) } else { self.source().settle(deadline) };
         settled.map_err(from_source("wait for the kernel", "the kernel to show what has been done"))?;
-        self.journal.sync(seal.usn).map_err(|error| {
+        let synced =
+            if mutation::is(Mutation::SealNotDurable) { Ok(()) } else { self.journal.sync(seal.usn) };
+        synced.map_err(|error| {
             self.fail(&error);
             RequestError::journal(&error)
         })?;
@@ -198,11 +203,17 @@ impl<S: Storage> Shared<S> {
         let mapped = source.mapped_writable(&can_map).map_err(failed("find out what is mapped"))?;
         let distinct = source.timestamps_are_distinct();
         for (object, _) in &writers {
+            if mutation::is(Mutation::SampleAfterWait) {
+                source.wait_for_writes(object, deadline).map_err(failed("wait for writes in flight"))?;
+            }
             let sample =
                 source.sample(object).map_err(failed("read the attributes of a file open for writing"))?;
-            source.wait_for_writes(object, deadline).map_err(failed("wait for writes in flight"))?;
+            if !mutation::is(Mutation::SampleAfterWait) {
+                source.wait_for_writes(object, deadline).map_err(failed("wait for writes in flight"))?;
+            }
             let Some(sample) = sample else { continue };
-            let report = self.writers.lock().sampled(object, sample, mapped.contains(object), distinct);
+            let coarse = (!distinct).then(|| self.now_ns());
+            let report = self.writers.lock().sampled(object, sample, mapped.contains(object), coarse);
             if report {
                 let change = Change::Modified { object: object.clone() };
                 let recorded = self.log.lock().record(&self.journal, &**source, change);
@@ -225,7 +236,7 @@ impl<S: Storage> Shared<S> {
             self.end_overflow(&mut log)?;
         }
         let period = log.period;
-        let (kind, payload) = Body::Seal { time_ns: now_ns() }.encode();
+        let (kind, payload) = Body::Seal { time_ns: self.now_ns() }.encode();
         let appended = match self.journal.append(kind, period, &payload) {
             Err(highwater_journal::AppendError::Full { .. }) => {
                 self.journal.append_reserved(kind, period, &payload)
@@ -256,19 +267,6 @@ impl<S: Storage> Shared<S> {
             Recorded::Yes | Recorded::First => Ok(()),
         }
     }
-}
-
-/// One of the two barriers of a checkpoint.
-fn synchronize(
-    barrier: &WriteBarrier,
-    deadline: Option<Instant>,
-    waiting_for: &'static str,
-) -> Result<(), RequestError> {
-    let Some(deadline) = deadline else {
-        barrier.synchronize();
-        return Ok(());
-    };
-    barrier.synchronize_deadline(deadline).map_err(|DeadlineExceeded| RequestError::Deadline { waiting_for })
 }
 
 /// Tells an error of the source from a deadline that has passed in it.

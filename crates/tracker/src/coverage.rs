@@ -7,11 +7,12 @@
 //! Invariant: an object is in the map only if recovery would tell it, given that the intent of that USN is in the journal.
 
 use std::collections::HashMap;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use highwater_journal::Usn;
 
 use crate::handle::FileHandle;
+use crate::mutation::{self, Mutation};
 
 /// How far a birth time may lie behind the clock that we read: filesystems stamp with the clock of the last tick.
 pub(crate) const BIRTH_SLACK: Duration = Duration::from_secs(2);
@@ -25,8 +26,8 @@ pub(crate) struct Coverage {
 }
 
 impl Coverage {
-    pub(crate) fn new() -> Self {
-        Self { intents: HashMap::new(), moves: HashMap::new(), began_ns: now_ns() }
+    pub(crate) fn new(began_ns: u64) -> Self {
+        Self { intents: HashMap::new(), moves: HashMap::new(), began_ns }
     }
 
     /// The intent that covers an object.
@@ -50,8 +51,11 @@ impl Coverage {
     /// A directory has been made in another one: what covers the parent covers it, for changes in it and for its being moved.
     ///
     /// Not if the clock stands before the beginning of the window: its birth time would not tell that it is new.
-    pub(crate) fn inherit(&mut self, directory: &FileHandle, parent: &FileHandle) {
-        if let Some(usn) = self.of(parent).filter(|_| now_ns() >= self.began_ns) {
+    pub(crate) fn inherit(&mut self, directory: &FileHandle, parent: &FileHandle, now_ns: u64) {
+        if let Some(usn) = self
+            .of(parent)
+            .filter(|_| now_ns >= self.began_ns || mutation::is(Mutation::InheritWhateverTheTime))
+        {
             self.cover(directory, usn);
             self.cover_move(directory, usn);
         }
@@ -64,13 +68,7 @@ impl Coverage {
     }
 
     /// Every intent so far will not count any more once the horizon has moved.
-    pub(crate) fn begin_window(&mut self) {
-        *self = Self::new();
+    pub(crate) fn begin_window(&mut self, now_ns: u64) {
+        *self = Self::new(now_ns);
     }
-}
-
-/// Nanoseconds since the epoch; 0 for a clock before it.
-pub(crate) fn now_ns() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }

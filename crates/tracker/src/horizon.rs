@@ -16,9 +16,9 @@ use std::sync::atomic::Ordering;
 use highwater_journal::{Period, Storage};
 
 use crate::change::Intent;
-use crate::coverage::now_ns;
 use crate::cursor::CheckpointId;
 use crate::error::RequestError;
+use crate::mutation::{self, Mutation};
 use crate::record::Body;
 use crate::state_file;
 use crate::tracker::Shared;
@@ -68,9 +68,12 @@ impl<S: Storage> Shared<S> {
     pub(crate) fn advance_horizon(&self) -> Result<(), RequestError> {
         let _one_at_a_time = self.horizon_turn.lock();
         let checkpoint = self.checkpoint(None)?;
+        if mutation::is(Mutation::WindowAfterBarrier) {
+            self.wait_for(&self.sections);
+        }
         let (intents_from, time_ns) = {
             let mut coverage = self.coverage.lock();
-            coverage.begin_window();
+            coverage.begin_window(self.now_ns());
             // ORDERING: see `is_unstable`.
             self.is_unstable.store(false, Ordering::Relaxed);
             (self.journal.next_usn(), coverage.began_ns)
@@ -89,8 +92,11 @@ impl<S: Storage> Shared<S> {
         intents_from: highwater_journal::Usn,
         time_ns: u64,
     ) -> Result<(), RequestError> {
-        self.sections.synchronize();
-        let writers = self.writers.lock().all();
+        if !mutation::is(Mutation::NoHorizonBarrier) && !mutation::is(Mutation::WindowAfterBarrier) {
+            self.wait_for(&self.sections);
+        }
+        let mut writers = self.writers.lock().all();
+        writers.retain(|_| !mutation::is(Mutation::NoWriterIntents));
         for (object, _) in &writers {
             self.append_intent(&Intent::Object(object)).map_err(|error| RequestError::journal(&error))?;
         }
@@ -99,7 +105,7 @@ impl<S: Storage> Shared<S> {
             self.is_unstable.store(false, Ordering::Relaxed);
         }
         self.sync_journal()?;
-        let synced = self.source().sync_filesystem();
+        let synced = if mutation::is(Mutation::NoSyncfs) { Ok(()) } else { self.source().sync_filesystem() };
         synced.map_err(|source| RequestError::Source { doing: "sync the tracked filesystem", source })?;
         let (kind, payload) = Body::Stable { checkpoint, intents_from, time_ns }.encode();
         let period = self.log.lock().period;
@@ -128,7 +134,7 @@ impl<S: Storage> Shared<S> {
     /// The end of a clean stop: everything is stable, and the journal says so.
     pub(crate) fn close(&self) -> Result<(), RequestError> {
         self.advance_horizon()?;
-        let (kind, payload) = Body::Stopped { time_ns: now_ns() }.encode();
+        let (kind, payload) = Body::Stopped { time_ns: self.now_ns() }.encode();
         let period = self.log.lock().period;
         self.journal.append(kind, period, &payload).map_err(|error| RequestError::journal(&error))?;
         self.sync_journal()

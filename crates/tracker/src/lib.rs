@@ -13,7 +13,9 @@
 //! | `horizon` | what is on stable storage |
 //! | `window`, `plan` | from records to lines that are safe to apply |
 //! | `query`, `consumers` | cursors |
-//! | `recovery`, `catch_up` | after a crash, after a gap |
+//! | `recovery`, `catch_up`, `walk` | after a crash, after a gap |
+//! | `mutation` | mistakes, for the simulation that must find them |
+//! | `driver` | time and waiting, in a simulation |
 //!
 //! docs/protocol.md argues why the guarantees hold.
 
@@ -25,11 +27,16 @@ mod checkpoint;
 mod consumers;
 mod coverage;
 mod cursor;
+mod driver;
 mod error;
 mod handle;
 mod horizon;
 mod line;
 mod log;
+#[cfg(not(feature = "mutants"))]
+mod mutation;
+#[cfg(feature = "mutants")]
+pub mod mutation;
 mod plan;
 #[cfg(test)]
 mod plan_model;
@@ -40,11 +47,13 @@ mod section;
 mod source;
 mod state_file;
 mod tracker;
+mod walk;
 mod window;
 mod writers;
 
-pub use change::{Change, Intent, Name, ObjectType, Place, Sample, WriterMode};
+pub use change::{Change, EntryTimes, Intent, Name, ObjectType, Place, Sample, WriterMode};
 pub use cursor::{CheckpointId, Cursor, ParseCursorError};
+pub use driver::Driver;
 pub use error::{OpenVolumeError, RequestError, SectionError};
 pub use handle::{FileHandle, HANDLE_BYTES_MAX};
 pub use line::{Line, LineKind};
@@ -52,5 +61,5 @@ pub use query::{Answer, FreshReason, Since};
 pub use record::{Body, DecodeError};
 pub use recovery::Opening;
 pub use section::Section;
-pub use source::Source;
+pub use source::{Entry, Source};
 pub use tracker::{Config, Consumer, Durability, OnFull, Status, Tracker, VolumeFacts};

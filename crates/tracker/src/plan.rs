@@ -29,6 +29,7 @@ use std::collections::HashSet;
 
 use crate::change::ObjectType;
 use crate::line::{Line, LineKind};
+use crate::mutation::{self, Mutation};
 use crate::record::Body;
 use crate::window::{EntryIndex, Object, ObjectIndex, Window};
 
@@ -87,7 +88,7 @@ pub(crate) fn plan<E>(window: &Window, reading: impl FnOnce() -> Result<Reading,
     planner.changed();
     planner.rescans();
     let mut told_again = false;
-    if window.objects.iter().any(|object| object.moved) {
+    if window.objects.iter().any(|object| object.moved) && !mutation::is(Mutation::NotToldAgain) {
         let lines_before = planner.lines.len();
         match reading()? {
             Reading::Everything => planner.tell_all_moved_again(),

@@ -12,6 +12,7 @@ use highwater_journal::{Period, ReadError, Storage, Usn};
 use crate::cursor::{CheckpointId, Cursor};
 use crate::error::RequestError;
 use crate::line::{Line, LineKind};
+use crate::mutation::{self, Mutation};
 use crate::plan::{Reading, Told, plan};
 use crate::record::Body;
 use crate::tracker::{Shared, Tracker};
@@ -218,7 +219,9 @@ impl<S: Storage> Shared<S> {
                 let Body::Started { stable, .. } = decode(record.kind, &record.payload)? else { continue };
                 let last = parts.last_mut().expect("never empty");
                 last.end = record.usn;
-                last.through = last.through.min(stable);
+                if !mutation::is(Mutation::RecordsAfterHorizon) {
+                    last.through = last.through.min(stable);
+                }
                 parts.push(Part { first: record.usn, end: Usn(u64::MAX), after: since, through: sealed });
             }
         }

@@ -12,9 +12,8 @@
 //! What cannot be told this way makes consumers fresh: a damaged journal, records that were lost, a relaxed volume after a
 //! power loss. Where changes may have been made unseen after the tracker ended, a catch-up scan follows (`catch_up`).
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -25,13 +24,14 @@ use highwater_journal::{Journal, JournalId, OpenError, Period, Storage, Usn};
 use crate::catch_up::CLOCK_SLACK;
 use crate::change::{ObjectType, Place};
 use crate::consumers::Consumers;
-use crate::coverage::{BIRTH_SLACK, now_ns};
+use crate::coverage::BIRTH_SLACK;
 use crate::cursor::CheckpointId;
 use crate::error::{OpenVolumeError, RequestError, with_causes};
 use crate::handle::FileHandle;
 use crate::log::parents;
+use crate::mutation::{self, Mutation};
 use crate::record::Body;
-use crate::source::Source;
+use crate::source::{Entry, Source};
 use crate::state_file;
 use crate::tracker::{Config, Durability, Shared, Tracker, VolumeFacts};
 
@@ -56,9 +56,9 @@ pub struct Opening {
 /// What the journal says since the stable horizon.
 #[derive(Debug, Default)]
 pub(crate) struct Found {
-    directories: HashSet<FileHandle>,
-    moves: HashSet<FileHandle>,
-    objects: HashMap<FileHandle, Option<Vec<Place>>>,
+    directories: BTreeSet<FileHandle>,
+    moves: BTreeSet<FileHandle>,
+    objects: BTreeMap<FileHandle, Option<Vec<Place>>>,
     /// Directories born before this are not new; nanoseconds since the epoch.
     window_began_ns: u64,
     /// Since when changes may have been made unseen; nanoseconds since the epoch.
@@ -135,7 +135,7 @@ impl<S: Storage> Tracker<S> {
         let is_new = volume.is_none();
         let fsid = match &volume {
             Some(Some(volume)) => volume.fsid.clone(),
-            _ => new_fsid().map_err(failed("get random numbers"))?,
+            _ => config.random().map(new_fsid).map_err(failed("get random numbers"))?,
         };
         let (journal, scan) = match opened {
             Some((journal, recovered)) => {
@@ -144,10 +144,10 @@ impl<S: Storage> Tracker<S> {
             }
             None => {
                 Journal::discard(&storage).map_err(failed("remove the remains of a journal"))?;
-                let id = JournalId(random().map_err(failed("get random numbers"))?);
+                let id = JournalId(config.random().map_err(failed("get random numbers"))?);
                 let journal = Journal::create(Arc::clone(&storage), id, config.journal.clone())
                     .map_err(|source| OpenVolumeError::Journal { source })?;
-                (journal, Scan::of_new_journal())
+                (journal, Scan::of_new_journal(config.now_ns()))
             }
         };
         let volume =
@@ -165,7 +165,7 @@ impl<S: Storage> Tracker<S> {
                 .get_or_insert_with(|| "a relaxed volume was not stopped before the system was".to_owned());
         }
         if !is_journal_new && !facts.unbroken {
-            if now_ns() + slack_ns(CLOCK_SLACK) < last_time_ns {
+            if config.now_ns() + slack_ns(CLOCK_SLACK) < last_time_ns {
                 found
                     .lost
                     .get_or_insert_with(|| "the clock went back while the volume was not tracked".to_owned());
@@ -188,8 +188,9 @@ impl<S: Storage> Tracker<S> {
         let facts_through = if found.crashed { stable } else { CheckpointId(last_period.0) };
         let period = Period(last_period.0 + 1);
         let started =
-            Body::Started { stable: facts_through, time_ns: now_ns(), boot_id: facts.boot_id.clone() };
+            Body::Started { stable: facts_through, time_ns: config.now_ns(), boot_id: facts.boot_id.clone() };
         let gap = found.gap_began_ns.map(|began_ns| Body::Gap { began_ns });
+        let gap = gap.filter(|_| !mutation::is(Mutation::GapNotRecorded));
         begin(&journal, period, [Some(started), gap].into_iter().flatten())
             .map_err(failed("write to the journal"))?;
         let consumers = consumers.unwrap_or_default();
@@ -214,9 +215,9 @@ fn begin<S: Storage>(
 }
 
 impl Scan {
-    fn of_new_journal() -> Self {
+    fn of_new_journal(now_ns: u64) -> Self {
         Self {
-            found: Found { window_began_ns: now_ns(), ..Found::default() },
+            found: Found { window_began_ns: now_ns, ..Found::default() },
             stable: CheckpointId(0),
             sealed: CheckpointId(0),
             stopped: true,
@@ -334,17 +335,24 @@ impl<S: Storage> Shared<S> {
     fn tell_found_by(&self, source: &dyn Source, found: &Found) -> io::Result<()> {
         let born_since_ns = found.window_began_ns.saturating_sub(slack_ns(BIRTH_SLACK));
         for directory in &found.directories {
-            let Some(fd) = source.open_directory(directory)? else { continue };
+            let mut born = Vec::new();
+            let is_there = source.walk(directory, &mut |entry| {
+                born.extend(new_directory(entry, born_since_ns)?);
+                Ok(())
+            })?;
+            if !is_there {
+                continue;
+            }
             self.tell_rescan(source, directory, false);
-            for entry in rustix::fs::Dir::read_from(&fd)? {
-                let entry = entry?;
-                if let Some(child) = new_directory(source, &fd, &entry, born_since_ns)? {
-                    self.tell_rescan(source, &child, true);
-                }
+            if mutation::is(Mutation::NoBirthWalk) {
+                continue;
+            }
+            for child in &born {
+                self.tell_rescan(source, child, true);
             }
         }
         for directory in &found.moves {
-            if source.open_directory(directory)?.is_some() {
+            if source.sample(directory)?.is_some() {
                 self.tell_rescan(source, directory, true);
             }
         }
@@ -372,35 +380,16 @@ impl<S: Storage> Shared<S> {
 }
 
 /// The handle of an entry, if it is a directory that was born since then, or may have been.
-fn new_directory(
-    source: &dyn Source,
-    directory: &OwnedFd,
-    entry: &rustix::fs::DirEntry,
-    born_since_ns: u64,
-) -> io::Result<Option<FileHandle>> {
-    use rustix::fs::{AtFlags, FileType, StatxFlags};
-    let name = entry.file_name();
-    let maybe = matches!(entry.file_type(), FileType::Directory | FileType::Unknown);
-    if !maybe || name == c"." || name == c".." {
+fn new_directory(entry: &dyn Entry, born_since_ns: u64) -> io::Result<Option<FileHandle>> {
+    if !entry.may_be_directory() {
         return Ok(None);
     }
-    let flags = AtFlags::SYMLINK_NOFOLLOW;
-    let statx = match rustix::fs::statx(directory, name, flags, StatxFlags::TYPE | StatxFlags::BTIME) {
-        Err(rustix::io::Errno::NOENT) => return Ok(None),
-        statx => statx?,
-    };
-    let has_birth_time = statx.stx_mask & StatxFlags::BTIME.bits() != 0;
-    let born_ns = timestamp_ns(statx.stx_btime.tv_sec, statx.stx_btime.tv_nsec);
-    if has_birth_time && born_ns < i128::from(born_since_ns) {
+    let Some(times) = entry.times()? else { return Ok(None) };
+    if times.born_ns.is_some_and(|born_ns| born_ns < i128::from(born_since_ns)) {
         return Ok(None);
     }
-    let found = source.handle_at(directory, name.to_bytes())?;
+    let found = entry.object()?;
     Ok(found.filter(|(_, object_type)| *object_type == ObjectType::Directory).map(|(handle, _)| handle))
-}
-
-/// Nanoseconds since the epoch.
-pub(crate) fn timestamp_ns(seconds: i64, nanoseconds: u32) -> i128 {
-    i128::from(seconds) * 1_000_000_000 + i128::from(nanoseconds)
 }
 
 pub(crate) fn slack_ns(slack: Duration) -> u64 {
@@ -434,20 +423,10 @@ impl Volume {
     }
 }
 
-fn random() -> io::Result<[u8; 16]> {
-    let mut bytes = [0; 16];
-    let mut filled = 0;
-    while filled < bytes.len() {
-        filled += rustix::rand::getrandom(&mut bytes[filled..], rustix::rand::GetRandomFlags::empty())?;
-    }
-    Ok(bytes)
-}
-
 /// A random UUID (version 4, RFC 9562).
-fn new_fsid() -> io::Result<String> {
-    let mut bytes = random()?;
+fn new_fsid(mut bytes: [u8; 16]) -> String {
     bytes[6] = bytes[6] & 0x0f | 0x40;
     bytes[8] = bytes[8] & 0x3f | 0x80;
     let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-    Ok([&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]].join("-"))
+    [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]].join("-")
 }

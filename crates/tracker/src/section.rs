@@ -14,6 +14,7 @@ use crate::change::{Change, Intent, ObjectType, Sample, WriterMode};
 use crate::error::SectionError;
 use crate::handle::FileHandle;
 use crate::log::Recorded;
+use crate::mutation::{self, Mutation};
 use crate::record::Body;
 use crate::tracker::{Durability, OnFull, Shared};
 
@@ -24,13 +25,30 @@ use crate::tracker::{Durability, OnFull, Shared};
 pub struct Section<S: Storage = Directory> {
     // Left in this order: a checkpoint that waits for tails must find this section's tail inside the section.
     tail: OnceCell<OwnedSection>,
-    _section: OwnedSection,
+    section: OnceCell<OwnedSection>,
+    /// The period in which it was entered.
+    #[cfg(feature = "mutants")]
+    entered_in: Period,
     shared: Arc<Shared<S>>,
 }
 
 impl<S: Storage> Section<S> {
     pub(crate) fn enter(shared: &Arc<Shared<S>>) -> Self {
-        Self { tail: OnceCell::new(), _section: shared.sections.enter_owned(), shared: Arc::clone(shared) }
+        let section = Self {
+            tail: OnceCell::new(),
+            section: OnceCell::new(),
+            #[cfg(feature = "mutants")]
+            entered_in: shared.log.lock().period,
+            shared: Arc::clone(shared),
+        };
+        if !mutation::is(Mutation::CoverageOutsideSection) {
+            section.enter_now();
+        }
+        section
+    }
+
+    fn enter_now(&self) {
+        self.section.get_or_init(|| self.shared.sections.enter_owned());
     }
 
     /// Returns when a crash cannot hide what is about to change.
@@ -47,9 +65,12 @@ impl<S: Storage> Section<S> {
                 let coverage = shared.coverage.lock();
                 match intent {
                     Intent::Directory(object) | Intent::Object(object) => coverage.of(object),
+                    Intent::Move(_) if mutation::is(Mutation::NoMoveIntent) => Some(Usn(0)),
                     Intent::Move(directory) => coverage.of_move(directory),
                 }
             };
+            #[cfg(feature = "mutants")]
+            self.enter_late();
             let usn = match covered {
                 Some(usn) => usn,
                 None => match shared.append_intent(intent) {
@@ -73,14 +94,18 @@ impl<S: Storage> Section<S> {
         names();
         match &change {
             Change::Created { object, object_type: ObjectType::Directory, place } => {
-                shared.coverage.lock().inherit(object, &place.parent);
+                shared.coverage.lock().inherit(object, &place.parent, shared.now_ns());
             }
             Change::Removed { object, object_type: ObjectType::Directory, .. } => {
                 shared.coverage.lock().forget(object)
             }
             _ => {}
         }
+        #[cfg(feature = "mutants")]
+        let _put_back = self.misplace(&mut log);
         let recorded = log.record(&shared.journal, &**shared.source(), change);
+        #[cfg(feature = "mutants")]
+        _put_back(&mut log);
         let is_large = log.is_large();
         drop(log);
         shared.after_record(recorded);
@@ -101,7 +126,8 @@ impl<S: Storage> Section<S> {
     /// Its intent must have been made sure of in this section.
     pub fn opened(&self, object: &FileHandle, mode: WriterMode, sample: Sample) {
         let distinct = self.shared.source().timestamps_are_distinct();
-        self.shared.writers.lock().opened(object, mode, sample, distinct);
+        let now_ns = self.shared.now_ns();
+        self.shared.writers.lock().opened(object, mode, sample, (!distinct).then_some(now_ns));
     }
 
     /// One open of the object for writing is about to go. `sample` gives its attributes now (`None`: it is gone); it is asked
@@ -113,6 +139,27 @@ impl<S: Storage> Section<S> {
         if changed {
             self.record(Change::Modified { object: object.clone() }, || {});
         }
+    }
+}
+
+/// Mistakes that take more than a line.
+#[cfg(feature = "mutants")]
+impl<S: Storage> Section<S> {
+    /// Enters between the look at the coverage and what relies on it, after others had their turn.
+    fn enter_late(&self) {
+        if self.section.get().is_none() {
+            self.shared.config.driver.iter().for_each(|driver| driver.wait_for_sections());
+            self.enter_now();
+        }
+    }
+
+    /// Puts the next record into the period in which the section was entered. Returns how that ends.
+    fn misplace(&self, log: &mut crate::log::Log) -> impl FnOnce(&mut crate::log::Log) + use<S> {
+        let period = log.period;
+        if mutation::is(Mutation::RecordInOldPeriod) {
+            log.period = self.entered_in;
+        }
+        move |log| log.period = period
     }
 }
 
@@ -148,6 +195,7 @@ impl<S: Storage> Shared<S> {
     /// Waits for an intent as the durability asks for.
     fn land(&self, usn: Usn) -> Result<(), SectionError> {
         let landed = match self.config.durability {
+            _ if mutation::is(Mutation::IntentNotDurable) => return Ok(()),
             Durability::Strict if self.journal.durable_usn() >= usn => return Ok(()),
             Durability::Relaxed if self.journal.written_usn() >= usn => return Ok(()),
             Durability::Strict => self.journal.sync(usn),

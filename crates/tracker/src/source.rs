@@ -17,7 +17,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Instant;
 
-use crate::{FileHandle, ObjectType, Place, Sample};
+use crate::{EntryTimes, FileHandle, ObjectType, Place, Sample};
 
 /// What sees modifications of the tracked tree. Implemented by the sources, called by the tracker.
 ///
@@ -65,4 +65,31 @@ pub trait Source: Send + Sync + 'static {
 
     /// The handle and the type of an entry of a directory opened by [`open_directory`](Source::open_directory).
     fn handle_at(&self, directory: &OwnedFd, name: &[u8]) -> io::Result<Option<(FileHandle, ObjectType)>>;
+
+    /// Shows each entry of a directory. `false` if it does not exist any more.
+    ///
+    /// For recovery and catch-up. By default by [`open_directory`](Source::open_directory), which is right for every real
+    /// filesystem; a simulated one has its own way.
+    fn walk(
+        &self,
+        directory: &FileHandle,
+        visit: &mut dyn FnMut(&dyn Entry) -> io::Result<()>,
+    ) -> io::Result<bool> {
+        crate::walk::walk(self, directory, visit)
+    }
+}
+
+/// An entry of a directory that is walked. What it costs to know is asked for one by one.
+pub trait Entry {
+    /// Its name.
+    fn name(&self) -> &[u8];
+
+    /// False if it is surely not a directory.
+    fn may_be_directory(&self) -> bool;
+
+    /// Its times; `None` if it is gone by now.
+    fn times(&self) -> io::Result<Option<EntryTimes>>;
+
+    /// What is there; `None` if nothing is any more.
+    fn object(&self) -> io::Result<Option<(FileHandle, ObjectType)>>;
 }

@@ -13,6 +13,7 @@ use crate::checkpoint::Checkpoints;
 use crate::consumers::Consumers;
 use crate::coverage::Coverage;
 use crate::cursor::CheckpointId;
+use crate::driver::Driver;
 use crate::error::RequestError;
 use crate::handle::FileHandle;
 use crate::horizon::Wake;
@@ -54,6 +55,8 @@ pub struct Config {
     pub horizon_every: Duration,
     /// Options of the journal.
     pub journal: highwater_journal::Options,
+    /// Decides over time and order in a simulation. Default none: the system's clock, and threads of the tracker's own.
+    pub driver: Option<Arc<dyn Driver>>,
 }
 
 impl Default for Config {
@@ -63,6 +66,7 @@ impl Default for Config {
             on_full: OnFull::Overflow,
             horizon_every: Duration::from_secs(30),
             journal: highwater_journal::Options::default(),
+            driver: None,
         }
     }
 }
@@ -163,6 +167,8 @@ pub(crate) struct Shared<S: Storage> {
     /// The horizon's, and the catch-up's.
     pub(crate) threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
     pub(crate) found: Mutex<Option<Found>>,
+    /// Since when a catch-up has to look that a driver has not run yet.
+    pub(crate) due_catch_up: Mutex<Option<u64>>,
 }
 
 /// After a clean stop, the last one to go closes the journal, which saves the next start a new segment.
@@ -190,6 +196,7 @@ impl<S: Storage> Shared<S> {
         found: Found,
     ) -> Self {
         Self {
+            coverage: Mutex::new(Coverage::new(config.now_ns())),
             log: Mutex::new(Log::new(facts.root.clone(), period)),
             checkpoints: Checkpoints::new(sealed),
             first_usn: journal.next_usn(),
@@ -205,7 +212,6 @@ impl<S: Storage> Shared<S> {
             consumers: Mutex::new(consumers),
             writers: Mutex::new(Writers::default()),
             first_change: Condvar::new(),
-            coverage: Mutex::new(Coverage::new()),
             // What the trackers before this one have answered is not known: it counts as answered.
             answered: Mutex::new(Answered::through(sealed)),
             stable: AtomicU64::new(stable.0),
@@ -217,6 +223,7 @@ impl<S: Storage> Shared<S> {
             horizon_wake: (Mutex::new(Wake::No), Condvar::new()),
             threads: Mutex::new(Vec::new()),
             found: Mutex::new(Some(found)),
+            due_catch_up: Mutex::new(None),
         }
     }
 
@@ -307,6 +314,9 @@ impl<S: Storage> Tracker<S> {
         drop(guard);
         shared.source_is_set.1.notify_all();
         told?;
+        if shared.config.driver.is_some() {
+            return Ok(());
+        }
         let on_thread = Arc::clone(shared);
         let thread =
             std::thread::Builder::new().name("horizon".into()).spawn(move || on_thread.move_horizon());
@@ -404,6 +414,15 @@ impl<S: Storage> Tracker<S> {
     /// If the checkpoint, the filesystem or the journal fails; the horizon stays where it is.
     pub fn advance_horizon(&self) -> Result<(), RequestError> {
         self.shared.advance_horizon()
+    }
+
+    /// Runs the catch-up that [`Tracker::start`] has found to be needed, if the tracker has a [`Driver`]. Until then there is
+    /// no checkpoint.
+    pub fn catch_up(&self) {
+        if let Some(began_ns) = self.shared.due_catch_up.lock().take() {
+            let result = self.shared.catch_up(began_ns);
+            self.shared.end_catch_up(result);
+        }
     }
 
     /// Stops: to be called when the source serves no operation any more. Moves the horizon and says that all is stable.

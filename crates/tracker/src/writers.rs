@@ -10,12 +10,12 @@
 //! - `O_DIRECT`: an asynchronous write has its timestamp when it is submitted, and its data later.
 //! - Coarse timestamps: a sample within two ticks of now may be equal to the one after the next write; carried once.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::change::{Sample, WriterMode};
-use crate::coverage::now_ns;
 use crate::handle::FileHandle;
+use crate::mutation::{self, Mutation};
 
 /// Two ticks of the slowest clock that kernels are built with (100 Hz), and a little more.
 const COARSE: Duration = Duration::from_millis(25);
@@ -34,7 +34,8 @@ pub(crate) struct Writer {
 
 #[derive(Debug, Default)]
 pub(crate) struct Writers {
-    writers: HashMap<FileHandle, Writer>,
+    /// In an order that does not depend on the process: they are sampled in it.
+    writers: BTreeMap<FileHandle, Writer>,
 }
 
 impl Writers {
@@ -47,12 +48,19 @@ impl Writers {
         self.writers.iter().map(|(object, writer)| (object.clone(), writer.mode)).collect()
     }
 
-    pub(crate) fn opened(&mut self, object: &FileHandle, mode: WriterMode, sample: Sample, distinct: bool) {
+    /// `coarse`: the time, where a timestamp may be given twice.
+    pub(crate) fn opened(
+        &mut self,
+        object: &FileHandle,
+        mode: WriterMode,
+        sample: Sample,
+        coarse: Option<u64>,
+    ) {
         let writer = self.writers.entry(object.clone()).or_insert(Writer {
             opens: 0,
             mode: WriterMode::default(),
             last: sample,
-            carried: !distinct && is_recent(&sample),
+            carried: coarse.is_some_and(|now_ns| is_recent(&sample, now_ns)),
             changed: false,
         });
         writer.opens += 1;
@@ -83,7 +91,7 @@ impl Writers {
         object: &FileHandle,
         sample: Sample,
         is_mapped: bool,
-        distinct: bool,
+        coarse: Option<u64>,
     ) -> bool {
         // It was closed meanwhile, and that has been recorded.
         let Some(writer) = self.writers.get_mut(object) else { return false };
@@ -91,14 +99,16 @@ impl Writers {
         let report = differs || writer.carried || is_mapped;
         writer.changed |= differs;
         writer.last = sample;
-        writer.carried = is_mapped || writer.mode.direct && writer.changed || !distinct && is_recent(&sample);
+        writer.carried = is_mapped && !mutation::is(Mutation::MappingNotCarried)
+            || writer.mode.direct && writer.changed
+            || coarse.is_some_and(|now_ns| is_recent(&sample, now_ns));
         report
     }
 }
 
 /// Whether a change right after this sample may get the same timestamp.
-fn is_recent(sample: &Sample) -> bool {
-    let now = i128::from(now_ns());
+fn is_recent(sample: &Sample, now_ns: u64) -> bool {
+    let now = i128::from(now_ns);
     let newest = sample.ctime_ns.max(sample.mtime_ns);
     // A timestamp in the future may be given again as well.
     newest + COARSE.as_nanos().cast_signed() >= now
@@ -121,10 +131,10 @@ mod tests {
     #[test]
     fn a_change_is_reported_once_and_no_change_is_not() {
         let mut writers = Writers::default();
-        writers.opened(&object(), UNSEEN, sample(1), true);
-        assert!(!writers.sampled(&object(), sample(1), false, true));
-        assert!(writers.sampled(&object(), sample(2), false, true));
-        assert!(!writers.sampled(&object(), sample(2), false, true));
+        writers.opened(&object(), UNSEEN, sample(1), None);
+        assert!(!writers.sampled(&object(), sample(1), false, None));
+        assert!(writers.sampled(&object(), sample(2), false, None));
+        assert!(!writers.sampled(&object(), sample(2), false, None));
         assert!(writers.closed(&object(), Some(sample(3))));
         assert_eq!(writers.len(), 0);
     }
@@ -132,34 +142,35 @@ mod tests {
     #[test]
     fn a_mapping_is_reported_while_it_exists_and_once_more() {
         let mut writers = Writers::default();
-        writers.opened(&object(), UNSEEN, sample(1), true);
-        assert!(writers.sampled(&object(), sample(1), true, true));
-        assert!(writers.sampled(&object(), sample(1), true, true));
+        writers.opened(&object(), UNSEEN, sample(1), None);
+        assert!(writers.sampled(&object(), sample(1), true, None));
+        assert!(writers.sampled(&object(), sample(1), true, None));
         assert!(
-            writers.sampled(&object(), sample(1), false, true),
+            writers.sampled(&object(), sample(1), false, None),
             "a store before it was unmapped left no trace"
         );
-        assert!(!writers.sampled(&object(), sample(1), false, true));
+        assert!(!writers.sampled(&object(), sample(1), false, None));
     }
 
     #[test]
     fn direct_writers_are_carried_from_their_first_change_on() {
         let mut writers = Writers::default();
-        writers.opened(&object(), WriterMode { direct: true, ..UNSEEN }, sample(1), true);
-        assert!(!writers.sampled(&object(), sample(1), false, true));
-        assert!(writers.sampled(&object(), sample(2), false, true));
-        assert!(writers.sampled(&object(), sample(2), false, true));
+        writers.opened(&object(), WriterMode { direct: true, ..UNSEEN }, sample(1), None);
+        assert!(!writers.sampled(&object(), sample(1), false, None));
+        assert!(writers.sampled(&object(), sample(2), false, None));
+        assert!(writers.sampled(&object(), sample(2), false, None));
         assert!(writers.closed(&object(), Some(sample(2))));
     }
 
     #[test]
     fn a_coarse_timestamp_of_just_now_is_carried_over() {
         let mut writers = Writers::default();
-        let now = sample(i128::from(now_ns()));
-        writers.opened(&object(), UNSEEN, sample(1), false);
-        assert!(writers.sampled(&object(), now, false, false));
+        let now_ns = 1 << 60;
+        let now = sample(i128::from(now_ns));
+        writers.opened(&object(), UNSEEN, sample(1), Some(now_ns));
+        assert!(writers.sampled(&object(), now, false, Some(now_ns)));
         assert!(
-            writers.sampled(&object(), now, false, false),
+            writers.sampled(&object(), now, false, Some(now_ns)),
             "a write in the same tick leaves the timestamp as it is"
         );
     }
@@ -167,8 +178,8 @@ mod tests {
     #[test]
     fn the_last_close_of_several_removes_it() {
         let mut writers = Writers::default();
-        writers.opened(&object(), UNSEEN, sample(1), true);
-        writers.opened(&object(), UNSEEN, sample(1), true);
+        writers.opened(&object(), UNSEEN, sample(1), None);
+        writers.opened(&object(), UNSEEN, sample(1), None);
         assert!(!writers.closed(&object(), Some(sample(1))));
         assert_eq!(writers.len(), 1);
         assert!(!writers.closed(&object(), Some(sample(1))));
