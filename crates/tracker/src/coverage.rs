@@ -21,13 +21,15 @@ pub(crate) const BIRTH_SLACK: Duration = Duration::from_secs(2);
 pub(crate) struct Coverage {
     intents: HashMap<FileHandle, Usn>,
     moves: HashMap<FileHandle, Usn>,
+    /// The number of this window.
+    pub(crate) window: u64,
     /// When this window began. A directory born before it is not found by its birth time.
     pub(crate) began_ns: u64,
 }
 
 impl Coverage {
     pub(crate) fn new(began_ns: u64) -> Self {
-        Self { intents: HashMap::new(), moves: HashMap::new(), began_ns }
+        Self { intents: HashMap::new(), moves: HashMap::new(), window: 0, began_ns }
     }
 
     /// The intent that covers an object.
@@ -50,11 +52,12 @@ impl Coverage {
 
     /// A directory has been made in another one: what covers the parent covers it, for changes in it and for its being moved.
     ///
-    /// Not if the clock stands before the beginning of the window: its birth time would not tell that it is new.
-    pub(crate) fn inherit(&mut self, directory: &FileHandle, parent: &FileHandle, now_ns: u64) {
-        if let Some(usn) = self
-            .of(parent)
-            .filter(|_| now_ns >= self.began_ns || mutation::is(Mutation::InheritWhateverTheTime))
+    /// `window` is the one in which its maker asked for an intent. Not if that was an earlier one, or if the clock stands before
+    /// the beginning of the window: its birth time would not tell that it is new.
+    pub(crate) fn inherit(&mut self, directory: &FileHandle, parent: &FileHandle, window: u64, now_ns: u64) {
+        let is_new = window == self.window && now_ns >= self.began_ns;
+        if let Some(usn) =
+            self.of(parent).filter(|_| is_new || mutation::is(Mutation::InheritWhateverTheTime))
         {
             self.cover(directory, usn);
             self.cover_move(directory, usn);
@@ -69,6 +72,6 @@ impl Coverage {
 
     /// Every intent so far will not count any more once the horizon has moved.
     pub(crate) fn begin_window(&mut self, now_ns: u64) {
-        *self = Self::new(now_ns);
+        *self = Self { window: self.window + 1, ..Self::new(now_ns) };
     }
 }

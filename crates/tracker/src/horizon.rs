@@ -2,11 +2,12 @@
 //!
 //! It moves by itself, by time, when a period grows large, and at a clean stop; consumers never pay for a `syncfs`. The steps:
 //!
-//! 1. A checkpoint, which seals period p.
-//! 2. A new window of the coverage: from here on every operation needs an intent with a USN of at least `intents_from`.
-//! 3. A barrier: operations that went on under an older intent have ended.
-//! 4. A durable intent for every object that is open for writing: it can change without an operation.
-//! 5. `syncfs`: everything that ended before it is on stable storage; so is all of p, and all that step 3 waited for.
+//! 1. A new window of the coverage: from here on every operation needs an intent with a USN of at least `intents_from`.
+//! 2. A barrier: operations that went on under an older intent have ended.
+//! 3. An intent for every object that is open for writing: it can change without an operation.
+//! 4. A checkpoint, which seals period p. All that step 2 waited for is recorded in p or before; whatever is recorded later, a
+//!    writer that closes included, has an intent of the new window.
+//! 5. The intents are made durable, then `syncfs`: everything that ended before it is on stable storage, so all of p.
 //! 6. `Stable(p, intents_from)`, durable. Intents before `intents_from` are not needed any more.
 //!
 //! A crash between any two of these finds the `Stable` record before this one, and all intents since.
@@ -16,7 +17,6 @@ use std::sync::atomic::Ordering;
 use highwater_journal::{Period, Storage};
 
 use crate::change::Intent;
-use crate::cursor::CheckpointId;
 use crate::error::RequestError;
 use crate::mutation::{self, Mutation};
 use crate::record::Body;
@@ -67,7 +67,6 @@ impl<S: Storage> Shared<S> {
 
     pub(crate) fn advance_horizon(&self) -> Result<(), RequestError> {
         let _one_at_a_time = self.horizon_turn.lock();
-        let checkpoint = self.checkpoint(None)?;
         if mutation::is(Mutation::WindowAfterBarrier) {
             self.wait_for(&self.sections);
         }
@@ -78,7 +77,7 @@ impl<S: Storage> Shared<S> {
             self.is_unstable.store(false, Ordering::Relaxed);
             (self.journal.next_usn(), coverage.began_ns)
         };
-        let moved = self.advance_horizon_to(checkpoint, intents_from, time_ns);
+        let moved = self.advance_horizon_to(intents_from, time_ns);
         if moved.is_err() {
             // ORDERING: a hint to try again.
             self.is_unstable.store(true, Ordering::Relaxed);
@@ -88,7 +87,6 @@ impl<S: Storage> Shared<S> {
 
     fn advance_horizon_to(
         &self,
-        checkpoint: CheckpointId,
         intents_from: highwater_journal::Usn,
         time_ns: u64,
     ) -> Result<(), RequestError> {
@@ -104,6 +102,8 @@ impl<S: Storage> Shared<S> {
             // ORDERING: see `is_unstable`. These intents alone are no reason to move the horizon again.
             self.is_unstable.store(false, Ordering::Relaxed);
         }
+        // Not earlier: a record that does not count after a crash, since its period is not p, must have an intent that does.
+        let checkpoint = self.checkpoint(None)?;
         self.sync_journal()?;
         let synced = if mutation::is(Mutation::NoSyncfs) { Ok(()) } else { self.source().sync_filesystem() };
         synced.map_err(|source| RequestError::Source { doing: "sync the tracked filesystem", source })?;

@@ -3,7 +3,7 @@
 //! The order is the protocol: enter; make sure of the intents; do the operation; record it; tell the caller; leave. Why that
 //! is enough is argued in docs/protocol.md.
 
-use std::cell::OnceCell;
+use std::cell::{Cell, OnceCell};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -29,6 +29,8 @@ pub struct Section<S: Storage = Directory> {
     /// The period in which it was entered.
     #[cfg(feature = "mutants")]
     entered_in: Period,
+    /// The window of the coverage in which its first intent was asked for.
+    window: Cell<Option<u64>>,
     shared: Arc<Shared<S>>,
 }
 
@@ -37,6 +39,7 @@ impl<S: Storage> Section<S> {
         let section = Self {
             tail: OnceCell::new(),
             section: OnceCell::new(),
+            window: Cell::new(None),
             #[cfg(feature = "mutants")]
             entered_in: shared.log.lock().period,
             shared: Arc::clone(shared),
@@ -63,6 +66,7 @@ impl<S: Storage> Section<S> {
         for intent in intents {
             let covered = {
                 let coverage = shared.coverage.lock();
+                self.window.set(self.window.get().or(Some(coverage.window)));
                 match intent {
                     Intent::Directory(object) | Intent::Object(object) => coverage.of(object),
                     Intent::Move(_) if mutation::is(Mutation::NoMoveIntent) => Some(Usn(0)),
@@ -94,7 +98,9 @@ impl<S: Storage> Section<S> {
         names();
         match &change {
             Change::Created { object, object_type: ObjectType::Directory, place } => {
-                shared.coverage.lock().inherit(object, &place.parent, shared.now_ns());
+                if let Some(window) = self.window.get() {
+                    shared.coverage.lock().inherit(object, &place.parent, window, shared.now_ns());
+                }
             }
             Change::Removed { object, object_type: ObjectType::Directory, .. } => {
                 shared.coverage.lock().forget(object)

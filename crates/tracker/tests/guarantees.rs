@@ -10,8 +10,8 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use highwater_tracker::{
-    Change, CheckpointId, Cursor, Durability, FreshReason, Intent, RequestError, Sample, Since, Source,
-    WriterMode,
+    Change, CheckpointId, Cursor, Durability, FreshReason, Intent, ObjectType, Place, RequestError, Sample,
+    Since, Source, WriterMode,
 };
 use support::{Volume, config, handle};
 use tempfile::tempdir;
@@ -247,6 +247,90 @@ fn the_horizon_waits_for_operations_that_went_on_under_an_older_intent() {
         moved.join().unwrap().unwrap();
         assert!(synced() > before);
     });
+}
+
+/// Between the flip of the horizon's checkpoint and its `syncfs`: the change gets to the disk, its record does not count after a crash
+/// since its period is not stable, so it must have an intent that counts.
+#[test]
+fn what_happens_while_the_horizon_moves_is_told_after_a_crash() {
+    let directory = tempdir().unwrap();
+    let volume = Volume::open(directory.path());
+    volume.create("f");
+    let cursor = volume.now();
+    volume.create("g");
+    let (tracker, path) = (Arc::clone(&volume.tracker), volume.path("f"));
+    volume.meanwhile(move || {
+        let section = tracker.section();
+        section.intend(&[Intent::Directory(&handle(path.parent().unwrap()))]).unwrap();
+        std::fs::write(&path, "new").unwrap();
+        section.record(Change::Modified { object: handle(&path) }, || {});
+    });
+    volume.tracker.advance_horizon().unwrap();
+    drop(volume);
+    let volume = Volume::open(directory.path());
+    let told = volume.since(cursor).0;
+    assert!(told.contains(&"rescan .".to_owned()), "{told:?}");
+}
+
+/// The same for a file that was changed past the source and closed then.
+#[test]
+fn a_writer_that_closes_while_the_horizon_moves_is_told_after_a_crash() {
+    let directory = tempdir().unwrap();
+    let volume = Volume::open(directory.path());
+    volume.create("f");
+    let (tracker, source, path) = (Arc::clone(&volume.tracker), Arc::clone(&volume.source), volume.path("f"));
+    let object = handle(&path);
+    let section = tracker.section();
+    section.intend(&[Intent::Directory(&handle(&volume.root))]).unwrap();
+    let sample = source.sample(&object).unwrap().unwrap();
+    section.opened(&object, WriterMode { unseen: true, ..WriterMode::default() }, sample);
+    drop(section);
+    let cursor = volume.now();
+    volume.create("g");
+    volume.meanwhile(move || {
+        std::fs::write(&path, "written past the source").unwrap();
+        tracker.section().closed(&object, || source.sample(&object).unwrap());
+    });
+    volume.tracker.advance_horizon().unwrap();
+    assert_eq!(volume.tracker.status().open_writers, 0);
+    drop(volume);
+    let volume = Volume::open(directory.path());
+    let told = volume.since(cursor).0;
+    assert!(told.contains(&"modified f".to_owned()), "{told:?}");
+}
+
+/// A directory that is made under an intent of the old window is older than the new one: recovery would not look into it.
+#[test]
+fn a_directory_made_before_the_window_but_recorded_in_it_has_an_intent_of_its_own() {
+    let directory = tempdir().unwrap();
+    let volume = Volume::open(directory.path());
+    let root = handle(&volume.root);
+    let section = volume.tracker.section();
+    section.intend(&[Intent::Directory(&root)]).unwrap();
+    std::fs::create_dir(volume.path("n")).unwrap();
+    let object = handle(&volume.path("n"));
+    let place = Place { parent: root.clone(), name: (*b"n").into() };
+    std::thread::sleep(Duration::from_millis(2100)); // Births are told apart by time, with two seconds of slack.
+    std::thread::scope(|scope| {
+        let moved = scope.spawn(|| volume.tracker.advance_horizon());
+        let intends_anew = || {
+            let before = volume.tracker.status().records;
+            volume.tracker.section().intend(&[Intent::Directory(&root)]).unwrap();
+            volume.tracker.status().records > before
+        };
+        while !intends_anew() {
+            std::thread::yield_now();
+        }
+        section.record(Change::Created { object, object_type: ObjectType::Directory, place }, || {});
+        drop(section);
+        moved.join().unwrap().unwrap();
+    });
+    volume.create("n/f");
+    let cursor = volume.now();
+    drop(volume);
+    let volume = Volume::open(directory.path());
+    let told = volume.since(cursor).0;
+    assert!(told.iter().any(|line| line == "rescan n" || line == "rescan* n"), "{told:?}");
 }
 
 #[test]

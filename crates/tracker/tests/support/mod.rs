@@ -10,8 +10,8 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use highwater_journal::{Directory, Storage};
@@ -26,6 +26,8 @@ pub(crate) struct TestSource {
     /// The kernel does not show what has been done: `settle` fails.
     pub(crate) is_unsettled: AtomicBool,
     pub(crate) synced: AtomicU64,
+    /// Runs once, in the next `settle`: what other threads do while a checkpoint is under way.
+    pub(crate) meanwhile: Mutex<Option<Box<dyn FnOnce() + Send>>>,
 }
 
 pub(crate) fn handle(path: &Path) -> FileHandle {
@@ -72,6 +74,10 @@ impl Source for TestSource {
             return Err(io::ErrorKind::TimedOut.into());
         }
         self.settled.fetch_add(1, Ordering::SeqCst);
+        let meanwhile = self.meanwhile.lock().unwrap().take();
+        if let Some(meanwhile) = meanwhile {
+            meanwhile();
+        }
         Ok(())
     }
 
@@ -172,9 +178,15 @@ impl<S: Storage> Volume<S> {
             settled: AtomicU64::new(0),
             is_unsettled: AtomicBool::new(false),
             synced: AtomicU64::new(0),
+            meanwhile: Mutex::new(None),
         });
         tracker.start(Arc::clone(&source) as Arc<dyn Source>).unwrap();
         Self { tracker, source, opening, root }
+    }
+
+    /// Does something in the middle of the next checkpoint, after its flip.
+    pub(crate) fn meanwhile(&self, operation: impl FnOnce() + Send + 'static) {
+        *self.source.meanwhile.lock().unwrap() = Some(Box::new(operation));
     }
 
     pub(crate) fn path(&self, path: &str) -> PathBuf {
