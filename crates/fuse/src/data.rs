@@ -136,7 +136,7 @@ impl Filesystem {
             } else {
                 truncate()?;
             }
-            self.touched.node(node, Touch::Truncated);
+            self.touched.node(node, Touch::Unlocked);
             section.record(Change::Modified { object: handle.clone() }, &mut || {});
         }
         let writer = writes(flags).then(|| writer_mode(flags, backing));

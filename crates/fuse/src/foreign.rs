@@ -225,6 +225,7 @@ impl Filesystem {
             });
         }
         for handle in ended {
+            self.touched_past_the_mount(&handle);
             let section = self.sections.enter();
             section.record(Change::Modified { object: handle.clone() }, &mut || {});
             section.closed(&handle, &mut || {

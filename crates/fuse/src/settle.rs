@@ -14,6 +14,7 @@
 //! - *Data* changed other than through cached pages: truncation, fallocate and copying hold the inode's lock until the cached
 //!   pages are dropped, so that lock is passed as well. An open with `O_TRUNC` does not hold it: its pages are dropped by the
 //!   notification. Pages of a write through the cache are new before we are asked.
+//! - What foreign writers do, the kernel does not hear of: at every checkpoint it forgets what it has cached of their objects.
 //!
 //! An operation is put into the set before its answer is sent, and the set is taken after the barrier: so whatever the barrier
 //! waited for is in this set, or was in that of an earlier checkpoint, which settled it.
@@ -23,6 +24,7 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Instant;
 
+use highwater_tracker::FileHandle;
 use parking_lot::Mutex;
 use rustix::io::Errno;
 
@@ -35,8 +37,8 @@ pub(crate) enum Touch {
     Attributes,
     /// Those and its data.
     Data,
-    /// Those and its data, by an open with `O_TRUNC`.
-    Truncated,
+    /// Those and its data, without the inode's lock: by an open with `O_TRUNC`, or past the mount.
+    Unlocked,
 }
 
 /// What operations have touched since the last checkpoint.
@@ -84,12 +86,23 @@ impl Touched {
 impl Filesystem {
     /// Returns once the kernel shows what every operation did whose section has ended.
     pub(crate) fn settle_touched(&self, deadline: Option<Instant>) -> Result<(), Errno> {
+        // The kernel hears of nothing that a foreign writer does.
+        for object in self.foreign.handles() {
+            self.touched_past_the_mount(&object);
+        }
         let sets = self.touched.take();
         let settled = self.settle_sets(&sets, deadline);
         if settled.is_err() {
             self.touched.give_back(sets);
         }
         settled
+    }
+
+    /// An object that the kernel may have cached has changed past the mount.
+    pub(crate) fn touched_past_the_mount(&self, object: &FileHandle) {
+        if let Some(node) = self.nodes.id(object) {
+            self.touched.node(node, Touch::Unlocked);
+        }
     }
 
     fn settle_sets(&self, sets: &Sets, deadline: Option<Instant>) -> Result<(), Errno> {
@@ -108,7 +121,7 @@ impl Filesystem {
         }
         for (&node, &touch) in &sets.nodes {
             // Where the kernel reads the file below by itself, it has cached no pages of it.
-            let pages = touch == Touch::Truncated && !self.options.passthrough;
+            let pages = touch == Touch::Unlocked && !self.options.passthrough;
             known(if pages { self.notifier.data(node) } else { self.notifier.attributes(node) })?;
         }
         Ok(())

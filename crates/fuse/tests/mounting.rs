@@ -288,10 +288,17 @@ fn what_is_written_through_a_dead_mount_is_told() {
         assert_eq!(opened.len(), 2);
         let source = fx.stacked().source();
         assert_eq!(source.mapped_writable(&opened).unwrap().len(), 2);
+        // The kernel caches what is read, and hears nothing of what is written past the mount.
+        let length = || fs::metadata(directory.join("d/f")).unwrap().len();
+        assert_eq!(fs::read_to_string(directory.join("d/f")).unwrap(), "one\ntwo\n");
+        assert_eq!(length(), 8);
+        assert_eq!(fs::read(directory.join("d/m")).unwrap()[0], 0);
         assert_eq!(shell.run("echo three >&5 && echo written"), "written");
-        assert_eq!(fs::read_to_string(directory.join("d/f")).unwrap(), "one\ntwo\nthree\n");
         writeln!(mapper.stdin.as_mut().unwrap()).unwrap();
         assert_eq!(mapper_says.next().unwrap().unwrap(), "stored");
+        source.settle(None).unwrap();
+        assert_eq!(length(), 14);
+        assert_eq!(fs::read_to_string(directory.join("d/f")).unwrap(), "one\ntwo\nthree\n");
         assert_eq!(fs::read(directory.join("d/m")).unwrap()[0], 65);
 
         drop(shell);
