@@ -27,7 +27,7 @@ impl Filesystem {
         let time =
             |time: rustix::fs::StatxTimestamp| SxTime { sec: time.tv_sec, nsec: time.tv_nsec, reserved: 0 };
         Ok(request.reply(&StatxOut {
-            attr_valid: self.nodes.attribute_seconds(request.node(), stat.stx_nlink),
+            attr_valid: self.nodes.attribute_seconds(request.node(), stat.stx_nlink, stat.stx_mode.into()),
             stat: abi::Statx {
                 mask: stat.stx_mask,
                 blksize: stat.stx_blksize,

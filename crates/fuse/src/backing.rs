@@ -24,7 +24,7 @@ use crate::wire::device;
 pub(crate) struct OpenNode {
     /// The lower file, open for reading at least, so that it stays reachable when its last name is gone.
     anchor: OnceLock<Arc<OwnedFd>>,
-    unseen_writers: AtomicU32,
+    mappable: AtomicU32,
     state: Mutex<State>,
     ended: AtomicBool,
 }
@@ -40,25 +40,28 @@ impl OpenNode {
         self.anchor.get().cloned()
     }
 
-    /// Whether writes go to the file that the source does not see. Read with the lock of the node table held.
-    pub(crate) fn has_unseen_writers(&self) -> bool {
+    /// Whether the file may be changed by stores into mappings of the lower file, of which the kernel tells neither us nor its own
+    /// inode of ours. (A passthrough *write* makes it forget the attributes, `fuse_passthrough_end_write`.) Read with the lock
+    /// of the node table held.
+    pub(crate) fn may_be_stored_into(&self) -> bool {
         // ORDERING: pairs with nothing; the lock of the node table orders it against `take_attributes_cached`.
-        self.unseen_writers.load(Ordering::Relaxed) > 0
+        self.mappable.load(Ordering::Relaxed) > 0
     }
 
     pub(crate) fn is_passthrough(&self) -> bool {
         self.state.lock().backing.is_some()
     }
 
-    pub(crate) fn add_unseen_writer(&self) {
-        // ORDERING: see `has_unseen_writers`.
-        self.unseen_writers.fetch_add(1, Ordering::Relaxed);
+    /// An open begins through which such a mapping can be made.
+    pub(crate) fn add_mappable(&self) {
+        // ORDERING: see `may_be_stored_into`.
+        self.mappable.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// True if it was the last.
-    pub(crate) fn remove_unseen_writer(&self) -> bool {
-        // ORDERING: see `has_unseen_writers`.
-        self.unseen_writers.fetch_sub(1, Ordering::Relaxed) == 1
+    /// It has ended, and so has every mapping made through it.
+    pub(crate) fn remove_mappable(&self) {
+        // ORDERING: see `may_be_stored_into`.
+        self.mappable.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -145,8 +145,8 @@ impl Filesystem {
             privileged =
                 backing.is_some() && loses_privileges_on_write(stat.stx_mode.into(), path.as_c_str());
             section.opened(handle, writer, sample(&stat));
-            if writer.unseen {
-                open.add_unseen_writer();
+            if writer.unseen && writer.can_map {
+                open.add_mappable();
                 if self.nodes.take_attributes_cached(node) {
                     // ENOENT: the kernel has dropped the inode meanwhile.
                     let _ = self.notifier.attributes(node);
@@ -310,8 +310,8 @@ impl Filesystem {
         let writer = writes(flags).then(|| writer_mode(flags, backing));
         if let Some(writer) = writer {
             section.opened(&found.handle, writer, sample(&found.stat));
-            if writer.unseen {
-                open.add_unseen_writer();
+            if writer.unseen && writer.can_map {
+                open.add_mappable();
                 self.nodes.take_attributes_cached(entry.nodeid);
                 entry.attr_valid = 0;
             }
@@ -342,9 +342,10 @@ impl Filesystem {
         let anchor = file.open.anchor();
         if let Some(writer) = file.writer
             && writer.unseen
+            && writer.can_map
         {
-            file.open.remove_unseen_writer();
-            if writer.can_map && self.covered.magic() == magic::TMPFS {
+            file.open.remove_mappable();
+            if self.covered.magic() == magic::TMPFS {
                 // A store into a shared mapping changes no timestamp there: nothing else would tell.
                 section.record(Change::Modified { object: file.handle.clone() }, &mut || {});
             }

@@ -102,7 +102,7 @@ impl Filesystem {
 
     /// The attributes of a node as an answer; decides how long they are valid, so it is called after `stat` was taken.
     pub(crate) fn attr_out(&self, node: u64, stat: &Statx) -> AttrOut {
-        let attr_valid = self.nodes.attribute_seconds(node, stat.stx_nlink);
+        let attr_valid = self.nodes.attribute_seconds(node, stat.stx_nlink, stat.stx_mode.into());
         AttrOut { attr_valid, attr: self.attr(stat), ..AttrOut::default() }
     }
 
@@ -112,6 +112,7 @@ impl Filesystem {
             handle: &found.handle,
             kind: object_type(&found.stat),
             links: found.stat.stx_nlink,
+            mode: found.stat.stx_mode.into(),
             name,
             fd: found.fd.as_ref(),
         });

@@ -114,7 +114,7 @@ impl Nodes {
         if node.fd.is_none() {
             node.fd = found.fd.cloned();
         }
-        (id, node.attribute_seconds())
+        (id, node.attribute_seconds(found.mode))
     }
 
     /// Takes lookups back.
@@ -156,11 +156,11 @@ impl Nodes {
         self.0.lock().find(handle)
     }
 
-    /// For how long the attributes of a node may be believed; `links` is what they say.
-    pub(crate) fn attribute_seconds(&self, id: u64, links: u32) -> u64 {
+    /// For how long the attributes of a node may be believed; `links` and `mode` are what they say.
+    pub(crate) fn attribute_seconds(&self, id: u64, links: u32, mode: u32) -> u64 {
         self.0.lock().get_mut(id).map_or(0, |node| {
             node.links = links;
-            node.attribute_seconds()
+            node.attribute_seconds(mode)
         })
     }
 
@@ -184,7 +184,7 @@ impl Nodes {
 
     /// The attributes of a node must be asked for each time from now on. True if some may be cached with a timeout.
     ///
-    /// The caller has raised the count of unseen writers of the node's [`OpenNode`] before.
+    /// The caller has raised the count of mappable opens of the node's [`OpenNode`] before.
     pub(crate) fn take_attributes_cached(&self, id: u64) -> bool {
         self.0.lock().get_mut(id).is_some_and(|node| std::mem::take(&mut node.attributes_cached))
     }
@@ -242,14 +242,19 @@ pub(crate) struct LookedUp<'a> {
     pub(crate) handle: &'a FileHandle,
     pub(crate) kind: ObjectType,
     pub(crate) links: u32,
+    pub(crate) mode: u32,
     pub(crate) name: Option<(u64, &'a [u8])>,
     pub(crate) fd: Option<&'a Arc<OwnedFd>>,
 }
 
 impl Node {
-    fn attribute_seconds(&mut self) -> u64 {
-        if self.open.as_ref().is_some_and(|open| open.has_unseen_writers()) {
-            return 0;
+    fn attribute_seconds(&mut self, mode: u32) -> u64 {
+        if let Some(open) = &self.open {
+            // A passthrough write takes these bits from the lower file, and the kernel does not see that ours has lost them.
+            let may_lose_privileges = mode & (libc::S_ISUID | libc::S_ISGID) != 0;
+            if open.may_be_stored_into() || may_lose_privileges {
+                return 0;
+            }
         }
         self.attributes_cached = true;
         VALID_SECONDS
@@ -434,7 +439,16 @@ mod tests {
 
     fn look_up(nodes: &Nodes, n: u8, kind: ObjectType, parent: u64, name: &[u8]) -> u64 {
         let handle = handle(n);
-        nodes.looked_up(LookedUp { handle: &handle, kind, links: 1, name: Some((parent, name)), fd: None }).0
+        nodes
+            .looked_up(LookedUp {
+                handle: &handle,
+                kind,
+                links: 1,
+                mode: 0,
+                name: Some((parent, name)),
+                fd: None,
+            })
+            .0
     }
 
     #[test]

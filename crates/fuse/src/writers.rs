@@ -129,10 +129,10 @@ impl Filesystem {
             let Some(located) = self.nodes.id(object).and_then(|node| self.nodes.locate(node)) else {
                 continue;
             };
-            let unseen = located.open.as_ref().is_some_and(|open| open.has_unseen_writers());
+            let mappable = located.open.as_ref().is_some_and(|open| open.may_be_stored_into());
             // A store into a mapping of tmpfs changes no timestamp, so that even a mapping that was there only between two
             // looks counts.
-            let untold = unseen && self.covered.magic() == magic::TMPFS;
+            let untold = mappable && self.covered.magic() == magic::TMPFS;
             if lingering.contains(object) || untold {
                 mapped.insert(object.clone());
             } else if let Some(fd) = located.fd {

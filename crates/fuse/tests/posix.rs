@@ -318,6 +318,25 @@ fn a_write_by_another_user_takes_set_user_id_away_and_one_by_root_does_not() {
     });
 }
 
+/// A passthrough write changes the attributes behind the server's back, and the kernel has cached them.
+#[test]
+fn the_attributes_of_a_file_that_is_being_written_are_never_stale() {
+    both(|fx| {
+        for flags in ["w", "r+"] {
+            let script = format!(
+                "import os,time\nopen('a','w').close()\nf=open('a','{flags}b',buffering=0)\nlast=None\n\
+                 for i in range(50):\n \
+                     f.seek(i//2); f.write(b'xx'); s=os.stat('a'); t=os.fstat(f.fileno())\n \
+                     assert s.st_size == t.st_size == i//2+2, (i, s, t)\n \
+                     assert s.st_mtime_ns == t.st_mtime_ns != last, (i, s, last)\n last=s.st_mtime_ns\n \
+                     time.sleep(0.012)\n\
+                 os.ftruncate(f.fileno(),1); assert os.stat('a').st_size == 1"
+            );
+            sh_in(fx.root(), &format!("python3 -c \"{script}\""));
+        }
+    });
+}
+
 #[test]
 fn programs_fifos_sockets_devices_and_locks_work() {
     both(|fx| {
