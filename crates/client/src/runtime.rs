@@ -17,6 +17,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use rustix::io::Errno;
+
 /// Enough to be recognised, and well below what a name may have.
 const NAME_CHARS_MAX: usize = 64;
 
@@ -116,10 +118,11 @@ fn hash(directory: &Path) -> u64 {
 
 /// The canonical path of a directory, even if the mount on it is dead.
 ///
-/// After a tracker was killed, every look at the directory itself answers `ENOTCONN`; its parent is fine.
+/// After a tracker was killed, every look at the directory itself answers `ENOTCONN`, or `ECONNABORTED` if it was under way when the
+/// tracker died; its parent is fine.
 pub fn canonical_directory(directory: &Path) -> io::Result<PathBuf> {
     match std::fs::canonicalize(directory) {
-        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::NOTCONN.raw_os_error()) => {
+        Err(error) if matches!(Errno::from_io_error(&error), Some(Errno::NOTCONN | Errno::CONNABORTED)) => {
             let absolute = std::path::absolute(directory)?;
             let (Some(parent), Some(name)) = (absolute.parent(), absolute.file_name()) else {
                 return Err(error);

@@ -120,13 +120,17 @@ impl Covered {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let open = |result: Result<OwnedFd, Errno>| match result {
             Err(Errno::NOTDIR) => Err(CoveredError::NotADirectory { directory: directory.to_owned() }),
-            Err(Errno::NOTCONN) => Err(CoveredError::DeadMount { directory: directory.to_owned() }),
+            Err(Errno::NOTCONN | Errno::CONNABORTED) => {
+                Err(CoveredError::DeadMount { directory: directory.to_owned() })
+            }
             Err(errno) => Err(failed(errno)),
             Ok(fd) => Ok(fd),
         };
         let (root, detached) = match tree {
             Ok(tree) => (open(rustix::fs::openat(&tree, c".", flags, Mode::empty()))?, true),
-            Err(Errno::NOTCONN) => return Err(CoveredError::DeadMount { directory: directory.to_owned() }),
+            Err(Errno::NOTCONN | Errno::CONNABORTED) => {
+                return Err(CoveredError::DeadMount { directory: directory.to_owned() });
+            }
             Err(_) => (open(rustix::fs::open(directory, flags, Mode::empty()))?, false),
         };
         let stat = statx_fd(root.as_fd()).map_err(failed)?;

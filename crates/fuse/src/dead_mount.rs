@@ -1,4 +1,4 @@
-//! The mount that a killed tracker leaves behind: everything in it answers `ENOTCONN`.
+//! The mount that a killed tracker leaves behind: everything in it answers `ENOTCONN`, and what was under way `ECONNABORTED`.
 //!
 //! It covers the directory, so that nothing can be changed there meanwhile, but for one thing: a program that has a file of it
 //! open in passthrough mode goes on writing into the lower file (see [`crate::foreign`]). Those are looked for before the mount
@@ -135,13 +135,13 @@ pub fn clean_dead_mount(directory: &Path) -> Result<Option<DeadMount>, DeadMount
 pub(crate) fn is_dead(directory: &Path) -> bool {
     let flags = AtFlags::STATX_FORCE_SYNC | AtFlags::NO_AUTOMOUNT;
     rustix::fs::statx(CWD, directory, flags, StatxFlags::BASIC_STATS)
-        .is_err_and(|errno| errno == Errno::NOTCONN)
+        .is_err_and(|errno| matches!(errno, Errno::NOTCONN | Errno::CONNABORTED))
 }
 
 /// The path without symlinks; the last component is not looked at, since a dead mount's root cannot be.
 fn absolute(directory: &Path) -> io::Result<PathBuf> {
     match std::fs::canonicalize(directory) {
-        Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => {}
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOTCONN | libc::ECONNABORTED)) => {}
         other => return other,
     }
     match (directory.parent(), directory.file_name()) {

@@ -96,6 +96,26 @@ fn a_killed_tracker_leaves_the_directory_closed_and_the_next_one_recovers() {
     assert!(stderr.contains("did not stop cleanly"), "{stderr}");
 }
 
+/// What looks at the directory while its tracker dies is told so by the kernel in other words than what comes later.
+#[test]
+fn a_tracker_that_dies_while_the_next_one_looks_is_followed_by_it() {
+    let mut tree = Tree::new();
+    tree.track();
+    tree.signal(Signal::STOP);
+    let mut next = tree.command(&["track", "tree"]);
+    let mut next = next.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let wchan = format!("/proc/{}/wchan", next.id());
+    eventually("the next one waits for an answer", || {
+        fs::read_to_string(&wchan).is_ok_and(|wchan| wchan.contains("request_wait_answer"))
+    });
+    tree.kill();
+    let mut said = String::new();
+    BufReader::new(next.stdout.take().unwrap()).read_line(&mut said).unwrap();
+    assert!(said.starts_with("tracking "), "{said}");
+    tree.done(&["stop", "tree"]);
+    assert!(next.wait().unwrap().success());
+}
+
 #[test]
 fn a_daemon_returns_when_it_tracks_and_its_errors_reach_the_caller() {
     let tree = Tree::new();

@@ -27,7 +27,8 @@ pub(super) fn directory(given: &Path) -> Result<Directory, Failure> {
     // Past the kernel's cache, which still has the attributes of a tracker that has just been killed.
     let flags = AtFlags::STATX_FORCE_SYNC | AtFlags::NO_AUTOMOUNT;
     let is_dead_mount = match statx(CWD, &path, flags, StatxFlags::TYPE) {
-        Err(Errno::NOTCONN) => {
+        // The second: it has just died, with this call under way.
+        Err(Errno::NOTCONN | Errno::CONNABORTED) => {
             let mounts = stacked_mounts().context("cannot read the mounts")?;
             if !mounts.iter().any(|mount| mount.directory == path) {
                 let text = format!(
