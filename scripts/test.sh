@@ -41,11 +41,13 @@ for filesystem in ext4 xfs btrfs tmpfs; do
 done
 "$torture" oracle --dir-fs ext4 --seed 2 --rounds 8 --no-passthrough
 "$torture" oracle --dir-fs ext4 --seed 3 --rounds 8 --kill
+"$torture" oracle --dir-fs btrfs --seed 4 --rounds 8 --kill --no-passthrough
+"$torture" oracle --dir-fs xfs --seed 5 --rounds 8 --kill --crash-consumer
 "$torture" crash-hole
 
 "$torture" kill-loop --rounds 25 --seed 1
 
-step "external suites, the short ones"
-tests/external/run.sh "${TMPDIR:-/var/tmp}" git cargo rsync sqlite fsx fio
+step "external suites"
+tests/external/run.sh "${TMPDIR:-/var/tmp}"
 
 step "done"

@@ -21,8 +21,7 @@ use crate::sections::WriteSection;
 use crate::settle::Touch;
 use crate::wire::abi::{
     CopyFileRangeIn, CopyFileRangeOut, CreateIn, EntryOut, FSYNC_DATA_ONLY, FallocateIn, FsyncIn, LseekIn,
-    LseekOut, OPEN_KILL_SUIDGID, OpenIn, OpenOut, ReadIn, ReleaseIn, WRITE_KILL_SUIDGID, WriteIn, WriteOut,
-    fopen,
+    LseekOut, OpenIn, OpenOut, ReadIn, ReleaseIn, WRITE_KILL_SUIDGID, WriteIn, WriteOut, fopen,
 };
 use crate::wire::request::{Request, Sent};
 
@@ -86,7 +85,7 @@ impl Filesystem {
         let input: OpenIn = request.body().take()?;
         let flags = OFlags::from_bits_retain(input.flags);
         let node = request.node();
-        if !writes(flags) && !flags.contains(OFlags::TRUNC) {
+        if !writes(flags) {
             let handle = self.handle(node)?;
             let (open, backing) = self.begin_open(node, None)?;
             let out = self.opened(node, handle, open, backing, flags, None, false);
@@ -96,9 +95,7 @@ impl Filesystem {
         let target = self.target(node)?;
         let section = self.section_for(&target)?;
         let (open, backing) = self.begin_open(node, None)?;
-        let result =
-            self.open_for_writing(&*section, &target.handle, node, &open, backing, flags, input.open_flags);
-        match result {
+        match self.open_for_writing(&*section, &target.handle, node, &open, backing, flags) {
             Ok(out) => {
                 let sent = request.reply(&out);
                 drop(section);
@@ -111,7 +108,6 @@ impl Filesystem {
         }
     }
 
-    #[allow(clippy::too_many_arguments, reason = "the parts of one open, used here only")]
     fn open_for_writing(
         &self,
         section: &dyn WriteSection,
@@ -120,47 +116,28 @@ impl Filesystem {
         open: &Arc<OpenNode>,
         backing: Option<i32>,
         flags: OFlags,
-        open_flags: u32,
     ) -> Result<OpenOut, Errno> {
         let anchor = open.anchor().ok_or(Errno::IO)?;
         let stat = statx_fd(anchor.as_fd())?;
         let path = proc_path(anchor.as_fd());
-        if flags.contains(OFlags::TRUNC) {
-            let truncate = || {
-                let flags = OFlags::WRONLY | OFlags::TRUNC | OFlags::CLOEXEC;
-                rustix::fs::open(path.as_c_str(), flags, Mode::empty()).map(drop)
-            };
-            if open_flags & OPEN_KILL_SUIDGID != 0 {
-                without_fsetid(truncate)?;
-                self.privileges_taken(node);
-            } else {
-                truncate()?;
-            }
-            self.touched.node(node, Touch::Unlocked);
-            section.record(Change::Modified { object: handle.clone() }, &mut || {});
-        }
-        let writer = writes(flags).then(|| writer_mode(flags, backing));
-        let mut privileged = false;
-        if let Some(writer) = writer {
-            privileged =
-                backing.is_some() && loses_privileges_on_write(stat.stx_mode.into(), path.as_c_str());
-            section.opened(handle, writer, sample(&stat));
-            if writer.unseen && writer.can_map {
-                open.add_mappable();
-                if self.nodes.take_attributes_cached(node) {
-                    // ENOENT: the kernel has dropped the inode meanwhile.
-                    let _ = self.notifier.attributes(node);
-                }
+        let writer = writer_mode(flags, backing);
+        let privileged =
+            backing.is_some() && loses_privileges_on_write(stat.stx_mode.into(), path.as_c_str());
+        section.opened(handle, writer, sample(&stat));
+        if writer.unseen && writer.can_map {
+            open.add_mappable();
+            if self.nodes.take_attributes_cached(node) {
+                // ENOENT: the kernel has dropped the inode meanwhile.
+                let _ = self.notifier.attributes(node);
             }
         }
-        let out = self.opened(node, handle.clone(), Arc::clone(open), backing, flags, writer, privileged);
+        let open = Arc::clone(open);
+        let out = self.opened(node, handle.clone(), open, backing, flags, Some(writer), privileged);
         if backing.is_none()
-            && let Some(writer) = writer
             && let Err(errno) = self.open_files.get(out.fh).and_then(|file| file.writable().map(drop))
         {
             drop(self.open_files.remove(out.fh));
             section.closed(handle, &mut || None);
-            let _ = writer;
             return Err(errno);
         }
         Ok(out)

@@ -176,8 +176,9 @@ impl Filesystem {
         if offered & init::INIT_EXT != 0 {
             offered |= u64::from(body.take::<u32>()?) << 32;
         }
+        // Not ATOMIC_O_TRUNC: an open with O_RDONLY and O_TRUNC would come to us before the kernel has asked whether the file is
+        // being executed, and the program that runs would lose its text. It comes as an open and a SETATTR instead.
         let mut wanted = init::ASYNC_READ
-            | init::ATOMIC_O_TRUNC
             | init::EXPORT_SUPPORT
             | init::BIG_WRITES
             | init::DONT_MASK

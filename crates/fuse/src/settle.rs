@@ -12,8 +12,7 @@
 //!   stores the attributes of its answer after that, these are the new ones; and a change of the same object that is made later
 //!   waits for that thread, which holds the inode's lock.
 //! - *Data* changed other than through cached pages: truncation, fallocate and copying hold the inode's lock until the cached
-//!   pages are dropped, so that lock is passed as well. An open with `O_TRUNC` does not hold it: its pages are dropped by the
-//!   notification. Pages of a write through the cache are new before we are asked.
+//!   pages are dropped, so that lock is passed as well. Pages of a write through the cache are new before we are asked.
 //! - What foreign writers do, the kernel does not hear of: at every checkpoint it forgets what it has cached of their objects.
 //!
 //! An operation is put into the set before its answer is sent, and the set is taken after the barrier: so whatever the barrier
@@ -37,8 +36,8 @@ pub(crate) enum Touch {
     Attributes,
     /// Those and its data.
     Data,
-    /// Those and its data, without the inode's lock: by an open with `O_TRUNC`, or past the mount.
-    Unlocked,
+    /// Those and its data, past the mount.
+    Foreign,
 }
 
 /// What operations have touched since the last checkpoint.
@@ -101,7 +100,7 @@ impl Filesystem {
     /// An object that the kernel may have cached has changed past the mount.
     pub(crate) fn touched_past_the_mount(&self, object: &FileHandle) {
         if let Some(node) = self.nodes.id(object) {
-            self.touched.node(node, Touch::Unlocked);
+            self.touched.node(node, Touch::Foreign);
         }
     }
 
@@ -121,7 +120,7 @@ impl Filesystem {
         }
         for (&node, &touch) in &sets.nodes {
             // Where the kernel reads the file below by itself, it has cached no pages of it.
-            let pages = touch == Touch::Unlocked && !self.options.passthrough;
+            let pages = touch == Touch::Foreign && !self.options.passthrough;
             known(if pages { self.notifier.data(node) } else { self.notifier.attributes(node) })?;
         }
         Ok(())

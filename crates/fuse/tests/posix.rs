@@ -318,6 +318,24 @@ fn a_write_by_another_user_takes_set_user_id_away_and_one_by_root_does_not() {
     });
 }
 
+#[test]
+fn a_program_that_runs_cannot_be_written_to_nor_truncated() {
+    everywhere(|fx| {
+        fs::copy("/bin/sleep", fx.path("sleep")).unwrap();
+        let mut running = std::process::Command::new(fx.path("sleep")).arg("60").spawn().unwrap();
+        let open = |options: &mut OpenOptions| options.open(fx.path("sleep")).unwrap_err().raw_os_error();
+        for _ in 0..3 {
+            assert_eq!(open(OpenOptions::new().write(true)), Some(libc::ETXTBSY));
+            let truncated = OpenOptions::new().read(true).custom_flags(libc::O_TRUNC).open(fx.path("sleep"));
+            assert_eq!(truncated.unwrap_err().raw_os_error(), Some(libc::ETXTBSY));
+        }
+        assert!(fs::read(fx.path("sleep")).unwrap() == fs::read("/bin/sleep").unwrap(), "it is not whole");
+        assert!(running.try_wait().unwrap().is_none(), "it has lost its text");
+        running.kill().unwrap();
+        running.wait().unwrap();
+    });
+}
+
 /// A passthrough write changes the attributes behind the server's back, and the kernel has cached them.
 #[test]
 fn the_attributes_of_a_file_that_is_being_written_are_never_stale() {

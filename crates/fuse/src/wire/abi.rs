@@ -101,7 +101,6 @@ wire_out! {
 pub(crate) mod init {
     //! Flags of INIT; bits from 32 on travel in `flags2`.
     pub(crate) const ASYNC_READ: u64 = 1 << 0;
-    pub(crate) const ATOMIC_O_TRUNC: u64 = 1 << 3;
     pub(crate) const EXPORT_SUPPORT: u64 = 1 << 4;
     pub(crate) const BIG_WRITES: u64 = 1 << 5;
     pub(crate) const DONT_MASK: u64 = 1 << 6;
@@ -189,7 +188,6 @@ pub(crate) mod fopen {
 
 pub(crate) const GETATTR_FH: u32 = 1 << 0;
 pub(crate) const WRITE_KILL_SUIDGID: u32 = 1 << 2;
-pub(crate) const OPEN_KILL_SUIDGID: u32 = 1 << 0;
 pub(crate) const SETXATTR_ACL_KILL_SGID: u32 = 1 << 0;
 pub(crate) const FSYNC_DATA_ONLY: u32 = 1 << 0;
 
