@@ -76,7 +76,11 @@ impl<S: Storage> Tracker<S> {
         let shared = &self.shared;
         self.shared.change_consumers(|consumers| {
             let stored = consumers.cursor(name)?;
-            if given.journal != shared.journal_id() || given.checkpoint > shared.checkpoints.sealed() {
+            let is_ours = given.journal == shared.journal_id()
+                && given.checkpoint <= shared.checkpoints.sealed()
+                // What cannot be told any more is no reason to refuse it: the next answer is fresh then.
+                && shared.has_sealed(given.checkpoint).unwrap_or(true);
+            if !is_ours {
                 return Err(RequestError::ForeignCursor { given: *given });
             }
             if let Some(acked) =

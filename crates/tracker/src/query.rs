@@ -63,6 +63,11 @@ pub enum FreshReason {
     /// The cursor is of a checkpoint that this journal has not reached.
     #[error("the cursor is of a checkpoint that has not been reached")]
     Future,
+    /// The cursor is of a checkpoint that this journal did not make: an older copy of the state has been put back since.
+    #[error(
+        "the cursor is of a checkpoint that is not in the journal: an older copy of the state has been put back"
+    )]
+    NotSealed,
     /// Too much has changed.
     #[error("too much has changed since the cursor")]
     TooMuch,
@@ -98,7 +103,7 @@ impl Answered {
 }
 
 /// Why a window could not be read.
-enum Unreadable {
+pub(crate) enum Unreadable {
     Fresh(FreshReason),
     Failed(RequestError),
 }
@@ -151,6 +156,12 @@ impl<S: Storage> Tracker<S> {
         if cursor.checkpoint > sealed {
             return Ok(fresh(FreshReason::Future));
         }
+        match shared.has_sealed(cursor.checkpoint) {
+            Ok(true) => {}
+            Ok(false) => return Ok(fresh(FreshReason::NotSealed)),
+            Err(Unreadable::Fresh(reason)) => return Ok(fresh(reason)),
+            Err(Unreadable::Failed(error)) => return Err(error),
+        }
         if cursor.checkpoint == sealed {
             return Ok(Answer { cursor, since: Some(cursor), fresh: None, lines: Vec::new() });
         }
@@ -170,6 +181,30 @@ impl<S: Storage> Tracker<S> {
 }
 
 impl<S: Storage> Shared<S> {
+    /// Whether a checkpoint not after the newest one was made in this journal: a tracker begins at a random period, so that others are
+    /// left out.
+    pub(crate) fn has_sealed(&self, checkpoint: CheckpointId) -> Result<bool, Unreadable> {
+        if checkpoint == CheckpointId(0)
+            || checkpoint == self.checkpoints.sealed()
+            || checkpoint.0 >= self.first_period.0
+        {
+            return Ok(true);
+        }
+        if self.journal.oldest_period_kept().0 > checkpoint.0 {
+            return Err(Unreadable::Fresh(FreshReason::TooOld));
+        }
+        for record in self.journal.records(Period(checkpoint.0)) {
+            let record = record.map_err(unreadable)?;
+            if record.period.0 > checkpoint.0 {
+                break;
+            }
+            if record.kind == crate::record::kind::SEAL && record.period.0 == checkpoint.0 {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// The lines from a cursor to a checkpoint, and since when the holder of the next cursor will have been reading.
     fn difference(
         &self,

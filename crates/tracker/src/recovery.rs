@@ -155,6 +155,7 @@ impl<S: Storage> Tracker<S> {
         state_file::write(&storage, FILE, volume.encode()).map_err(failed("store the state"))?;
 
         let last_period = journal.last_period();
+        let random = config.random().map_err(failed("get random numbers"))?;
         let Scan { mut found, stable, sealed, stopped, boot_id, last_time_ns } = scan;
         let is_journal_new = boot_id.is_none();
         found.crashed = !stopped && !is_journal_new;
@@ -186,7 +187,7 @@ impl<S: Storage> Tracker<S> {
             fresh: damage.or_else(|| found.lost.clone()),
         };
         let facts_through = if found.crashed { stable } else { CheckpointId(last_period.0) };
-        let period = Period(last_period.0 + 1);
+        let period = first_period(last_period, random);
         let started =
             Body::Started { stable: facts_through, time_ns: config.now_ns(), boot_id: facts.boot_id.clone() };
         let gap = found.gap_began_ns.map(|began_ns| Body::Gap { began_ns });
@@ -197,6 +198,19 @@ impl<S: Storage> Tracker<S> {
         let shared = Shared::new(config, facts, fsid, journal, period, sealed, stable, consumers, found);
         Ok((Arc::new(Self { shared: Arc::new(shared) }), opening))
     }
+}
+
+/// The first period of a tracker: a random number of periods is left out behind the last one of the tracker before.
+///
+/// If an older copy of the state is put back, its numbers are used again. A cursor from after the copy then leads into the part
+/// that was left out, or beyond, and not to a checkpoint of other contents (`Shared::has_sealed`); but for one chance in 2^32 for each
+/// checkpoint that is made before the cursor is used.
+fn first_period(last: Period, random: [u8; 16]) -> Period {
+    if last == Period(0) {
+        return Period(1);
+    }
+    let [a, b, c, d, ..] = random;
+    Period(last.0 + 1 + u64::from(u32::from_le_bytes([a, b, c, d])))
 }
 
 /// Writes the records that a new tracker begins with, durably.

@@ -139,6 +139,8 @@ pub(crate) struct Shared<S: Storage> {
     pub(crate) fsid: String,
     pub(crate) journal: Journal<Arc<S>>,
     pub(crate) first_usn: Usn,
+    /// The first period of this tracker.
+    pub(crate) first_period: Period,
     pub(crate) source: OnceLock<Arc<dyn Source>>,
     source_is_set: (Mutex<()>, Condvar),
     is_started: AtomicBool,
@@ -200,6 +202,7 @@ impl<S: Storage> Shared<S> {
             log: Mutex::new(Log::new(facts.root.clone(), period)),
             checkpoints: Checkpoints::new(sealed),
             first_usn: journal.next_usn(),
+            first_period: period,
             config,
             facts,
             fsid,

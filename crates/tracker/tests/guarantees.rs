@@ -4,6 +4,7 @@
 
 mod support;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc;
@@ -445,6 +446,53 @@ fn a_cursor_that_cannot_be_used_gives_a_fresh_answer() {
     let future = Cursor { checkpoint: CheckpointId(cursor.checkpoint.0 + 1), ..cursor };
     assert_eq!(fresh(&volume, future), Some(FreshReason::Future));
     assert_eq!(volume.tracker.changes(&Since::Nothing, None).unwrap().fresh, Some(FreshReason::NoCursor));
+}
+
+/// An older copy of the state uses the numbers of its periods again, for other contents.
+#[test]
+fn a_cursor_from_after_a_copy_of_the_state_that_was_put_back_is_not_accepted() {
+    let directory = tempdir().unwrap();
+    let (state, copy) = (directory.path().join("state"), directory.path().join("copy"));
+    let open = || Volume::open_with(directory.path(), "boot", true, config());
+    let lived = |name: &str| {
+        let volume = open();
+        let cursors: Vec<Cursor> = (0..5)
+            .map(|number| {
+                volume.create(&format!("{name}{number}"));
+                volume.now()
+            })
+            .collect();
+        volume.tracker.stop().unwrap();
+        cursors
+    };
+    let before = lived("before");
+    copy_directory(&state, &copy);
+    let lost = lived("lost");
+    let volume = open();
+    assert_eq!(fresh(&volume, lost[4]), None, "nothing has been put back yet");
+    drop(volume);
+    std::fs::remove_dir_all(&state).unwrap();
+    copy_directory(&copy, &state);
+    lived("again");
+    let volume = open();
+    volume.tracker.add_consumer("c").unwrap();
+    for cursor in lost {
+        let why = fresh(&volume, cursor);
+        assert!(matches!(why, Some(FreshReason::NotSealed | FreshReason::Future)), "{why:?}");
+        let acked = volume.tracker.ack("c", &cursor);
+        assert!(matches!(acked, Err(RequestError::ForeignCursor { .. })), "{acked:?}");
+    }
+    assert_eq!(fresh(&volume, before[4]), None);
+    volume.tracker.ack("c", &before[4]).unwrap();
+}
+
+fn copy_directory(from: &Path, to: &Path) {
+    std::fs::create_dir(to).unwrap();
+    std::fs::set_permissions(to, std::fs::metadata(from).unwrap().permissions()).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let name = entry.unwrap().file_name();
+        std::fs::copy(from.join(&name), to.join(&name)).unwrap();
+    }
 }
 
 #[test]
