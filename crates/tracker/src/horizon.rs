@@ -114,7 +114,11 @@ impl<S: Storage> Shared<S> {
         // ORDERING: a figure for `status`; what counts is the record.
         self.stable.store(checkpoint.0, Ordering::Relaxed);
         let decimal = |number: u64| number.to_string().into_bytes();
-        let lines = [("intents-from", decimal(intents_from.0)), ("time-ns", decimal(time_ns))];
+        let lines = [
+            ("intents-from", decimal(intents_from.0)),
+            ("time-ns", decimal(time_ns)),
+            ("boot-id", self.facts.boot_id.clone().into_bytes()),
+        ];
         state_file::write(self.journal.storage(), FILE, lines)
             .map_err(|source| RequestError::State { doing: "store the horizon", source })?;
         if let Err(error) = self.journal.retain_size(Period(checkpoint.0 + 1)) {

@@ -192,8 +192,7 @@ impl<S: Storage> Tracker<S> {
             Body::Started { stable: facts_through, time_ns: config.now_ns(), boot_id: facts.boot_id.clone() };
         let gap = found.gap_began_ns.map(|began_ns| Body::Gap { began_ns });
         let gap = gap.filter(|_| !mutation::is(Mutation::GapNotRecorded));
-        begin(&journal, period, [Some(started), gap].into_iter().flatten())
-            .map_err(failed("write to the journal"))?;
+        begin(&journal, period, [Some(started), gap].into_iter().flatten()).map_err(failed("write to the journal"))?;
         let consumers = consumers.unwrap_or_default();
         let shared = Shared::new(config, facts, fsid, journal, period, sealed, stable, consumers, found);
         Ok((Arc::new(Self { shared: Arc::new(shared) }), opening))
@@ -243,18 +242,19 @@ impl Scan {
 
 /// Reads the journal from the stable horizon on.
 fn scan<S: Storage>(journal: &Journal<Arc<S>>, last_period: Period) -> Scan {
+    let (begin, boot_id) = horizon(journal);
     let mut scan = Scan {
         found: Found::default(),
         stable: CheckpointId(0),
         sealed: CheckpointId(0),
         stopped: false,
-        boot_id: Some(String::new()),
+        boot_id: Some(boot_id),
         last_time_ns: 0,
     };
     let mut intents: Vec<(Usn, Body)> = Vec::new();
     let mut from = Usn(0);
     let mut first_started_ns = None;
-    for record in journal.records(horizon(journal)) {
+    for record in journal.records(begin) {
         let decoded = record.map_err(|error| with_causes(&error)).and_then(|record| {
             let body = Body::decode(record.kind, &record.payload).map_err(|error| error.to_string())?;
             Ok((record.usn, record.period, body))
@@ -314,15 +314,19 @@ fn scan<S: Storage>(journal: &Journal<Arc<S>>, last_period: Period) -> Scan {
     scan
 }
 
-/// Where to begin to read: at or before the first intent that still counts.
-fn horizon<S: Storage>(journal: &Journal<Arc<S>>) -> Usn {
+/// Where to begin to read, at or before the first intent that still counts, and in which boot that was written: the record of the
+/// start may stand before it.
+fn horizon<S: Storage>(journal: &Journal<Arc<S>>) -> (Usn, String) {
     // A damaged or missing file costs time, no more: the horizon is in the journal too.
     let Ok(Some(lines)) = state_file::read(journal.storage(), crate::horizon::FILE) else {
-        return journal.oldest_usn_kept();
+        return (journal.oldest_usn_kept(), String::new());
     };
-    let value = lines.iter().find(|(key, _)| key == "intents-from").map(|(_, value)| value);
-    let usn = value.and_then(|value| std::str::from_utf8(value).ok()?.parse().ok());
-    usn.map_or(journal.oldest_usn_kept(), |usn| Usn(usn).max(journal.oldest_usn_kept()))
+    let value = |key: &str| {
+        let value = lines.iter().find(|(name, _)| name == key).map(|(_, value)| value);
+        value.and_then(|value| String::from_utf8(value.clone()).ok())
+    };
+    let usn = value("intents-from").and_then(|usn| usn.parse().ok()).map_or(Usn(0), Usn);
+    (usn.max(journal.oldest_usn_kept()), value("boot-id").unwrap_or_default())
 }
 
 impl<S: Storage> Shared<S> {

@@ -541,6 +541,12 @@ fn a_relaxed_volume_that_was_not_stopped_before_the_system_was_is_fresh() {
     drop(volume);
     let volume = Volume::open_with(directory.path(), "boot", true, relaxed.clone());
     assert_eq!(volume.since(cursor).0.len(), 1, "killed: its intents had reached the kernel");
+    volume.tracker.advance_horizon().unwrap();
+    volume.create("g");
+    let cursor = volume.now();
+    drop(volume);
+    let volume = Volume::open_with(directory.path(), "boot", true, relaxed.clone());
+    assert_eq!(volume.since(cursor).0.len(), 1, "also if the record of the start is behind the horizon");
     let cursor = volume.now();
     drop(volume);
     let volume = Volume::open_with(directory.path(), "the next boot", false, relaxed);
