@@ -97,7 +97,8 @@ impl Writers {
         let Some(writer) = self.writers.get_mut(object) else { return false };
         let differs = writer.mode.unseen && sample != writer.last;
         let report = differs || writer.carried || is_mapped;
-        writer.changed |= differs;
+        // Also what is reported on suspicion: the write behind it may be an asynchronous one.
+        writer.changed |= report;
         writer.last = sample;
         writer.carried = is_mapped && !mutation::is(Mutation::MappingNotCarried)
             || writer.mode.direct && writer.changed
@@ -173,6 +174,20 @@ mod tests {
             writers.sampled(&object(), now, false, Some(now_ns)),
             "a write in the same tick leaves the timestamp as it is"
         );
+    }
+
+    /// A direct write that began in the tick of the sample before it leaves no trace but that it could have.
+    #[test]
+    fn a_direct_writer_that_may_have_changed_in_the_tick_of_its_sample_is_carried_on() {
+        let mut writers = Writers::default();
+        let (now_ns, later_ns) = (1 << 60, (1 << 60) + 5_000_000_000);
+        let now = sample(i128::from(now_ns));
+        writers.opened(&object(), WriterMode { direct: true, ..UNSEEN }, now, Some(now_ns));
+        assert!(
+            writers.sampled(&object(), now, false, Some(later_ns)),
+            "it was opened in the tick of its sample"
+        );
+        assert!(writers.sampled(&object(), now, false, Some(later_ns)), "and may have a write in flight");
     }
 
     #[test]
