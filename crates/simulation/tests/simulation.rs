@@ -1,0 +1,105 @@
+//! G1, G2, G4, G5: the share of the simulation that every test run has, and the lists that once led to a miss.
+
+use std::time::Duration;
+
+use highwater_simulation::action::{Action, At, End, Op, Turn};
+use highwater_simulation::storage::Fate;
+use highwater_simulation::{
+    Case, Effort, Failure, Settings, Tally, ace, case_of, exhaust, explore, minimise, small_case_of,
+};
+
+fn at(directory: u8, name: u8) -> At {
+    At { directory, name }
+}
+
+fn turn(action: Action) -> Turn {
+    Turn { action, is_nested: false }
+}
+
+fn nested(action: Action) -> Turn {
+    Turn { action, is_nested: true }
+}
+
+fn explained(outcome: Result<(), Box<Failure>>) {
+    if let Err(failure) = outcome {
+        panic!("{}", minimise(*failure, Duration::from_secs(10)));
+    }
+}
+
+fn explore_all(settings: Settings, turns: Vec<Turn>) {
+    let case = Case { settings, seed: 1, turns };
+    let mut tally = Tally::default();
+    explained(explore(&case, Effort { one_moment_in: 1, endings: 8 }, &mut tally));
+    assert!(tally.crashes > 50, "only {} crashes", tally.crashes);
+}
+
+#[test]
+fn seeds() {
+    let mut tally = Tally::default();
+    for seed in 0..60 {
+        explained(explore(&case_of(seed), Effort { one_moment_in: 8, endings: 3 }, &mut tally));
+    }
+    assert!(tally.crashes > 2000 && tally.again > 500, "{tally:?}");
+}
+
+#[test]
+fn short_lists_end_at_every_operation_and_so_does_each_recovery() {
+    let mut tally = Tally::default();
+    for seed in 0..2 {
+        explained(exhaust(&small_case_of(seed), &mut tally));
+    }
+    assert!(tally.again > 1000, "{tally:?}");
+}
+
+#[test]
+fn every_operation_alone() {
+    let mut tally = Tally::default();
+    for number in 0..ace::count(1) {
+        explained(explore(&ace::case(1, number), Effort { one_moment_in: 4, endings: 2 }, &mut tally));
+    }
+    assert_eq!(tally.runs, ace::count(1));
+}
+
+#[test]
+fn the_same_seed_does_the_same() {
+    for seed in [3, 17, 40] {
+        let run = || {
+            let mut tally = Tally::default();
+            explained(explore(&case_of(seed), Effort { one_moment_in: 8, endings: 3 }, &mut tally));
+            (tally.crashes, tally.again, tally.recoveries)
+        };
+        assert_eq!(run(), run());
+    }
+}
+
+// ---- found by the simulation, or by others and repeated here ----
+
+/// Records that are made between the flip of the horizon's checkpoint and its window were told to nobody after a crash.
+#[test]
+fn what_is_recorded_while_the_horizon_moves_is_told_after_a_crash() {
+    explore_all(
+        Settings::PLAIN,
+        vec![
+            turn(Action::Do(Op::Mkdir(at(0, b'd')))),
+            turn(Action::Start(Op::Mkdir(at(3, b'b')))),
+            turn(Action::Horizon),
+            nested(Action::Finish(0)),
+        ],
+    );
+}
+
+/// A tracker that died between the record of its start and that of the gap hid what was changed before.
+#[test]
+fn a_gap_is_on_record_before_the_start_that_ends_it() {
+    for operations in 0..20 {
+        explore_all(
+            Settings::PLAIN,
+            vec![
+                turn(Action::Crash(End::Kill { is_mount_left: false })),
+                turn(Action::Untracked(Op::Rename(at(3, b'a'), at(3, b'b')))),
+                turn(Action::CrashIn(operations, End::Power { fate: Fate::Kept, seed: 1 })),
+                turn(Action::Tick(20_000)),
+            ],
+        );
+    }
+}
