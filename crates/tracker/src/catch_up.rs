@@ -9,6 +9,9 @@
 //! - A directory is told as `rescan`. If its parent was changed too, it may have been moved there as a whole: then recursively,
 //!   since a consumer compares by name and could hold another directory of that name.
 //!
+//! Before the walk, the tracked filesystem is synced: what was written while nobody tracked has no intent, and a consumer that
+//! copies it and acks could lose it in a crash without a word. A new volume has no gap to walk, but is synced for that reason.
+//!
 //! What fails on the way makes consumers fresh.
 
 use std::io;
@@ -49,8 +52,8 @@ struct Walk {
 }
 
 impl<S: Storage> Shared<S> {
-    /// Begins the catch-up on threads of its own. Checkpoints wait for its end.
-    pub(crate) fn begin_catch_up(self: &Arc<Self>, began_ns: u64) {
+    /// Begins the catch-up on threads of its own. Checkpoints wait for its end. `None`: there is no gap to walk for.
+    pub(crate) fn begin_catch_up(self: &Arc<Self>, began_ns: Option<u64>) {
         self.checkpoints.begin_catch_up();
         if self.config.driver.is_some() {
             // It runs when it is asked to.
@@ -84,8 +87,10 @@ impl<S: Storage> Shared<S> {
         self.checkpoints.end_catch_up();
     }
 
-    pub(crate) fn catch_up(&self, began_ns: u64) -> io::Result<()> {
+    pub(crate) fn catch_up(&self, began_ns: Option<u64>) -> io::Result<()> {
         let source = Arc::clone(self.source());
+        source.sync_filesystem()?;
+        let Some(began_ns) = began_ns else { return Ok(()) };
         let walk = Walk {
             queue: Mutex::new(Queue { waiting: vec![(self.facts.root.clone(), true)], busy: 0 }),
             more: Condvar::new(),

@@ -65,6 +65,8 @@ pub(crate) struct Found {
     gap_began_ns: Option<u64>,
     crashed: bool,
     lost: Option<String>,
+    /// There may be changes that are in no intent of this journal and not on stable storage either.
+    unsynced: bool,
 }
 
 impl Found {
@@ -173,6 +175,8 @@ impl<S: Storage> Tracker<S> {
             }
             found.gap_began_ns.get_or_insert(last_time_ns);
         }
+        // Also if a tracker before this one has been killed before it could sync.
+        found.unsynced = stable == CheckpointId(0) || !facts.unbroken;
         if !found.crashed {
             found.directories.clear();
             found.moves.clear();
@@ -336,6 +340,9 @@ impl<S: Storage> Shared<S> {
         if let Some(reason) = found.lost {
             let recorded = self.log.lock().record_lost(&self.journal, reason);
             self.after_record(recorded);
+            if found.unsynced {
+                self.begin_catch_up(None);
+            }
             return Ok(());
         }
         if found.crashed {
@@ -345,8 +352,9 @@ impl<S: Storage> Shared<S> {
             self.tell_found_by(&*source, &found)
                 .map_err(|source| RequestError::Source { doing: "recover", source })?;
         }
-        if let Some(began_ns) = found.gap_began_ns {
-            self.begin_catch_up(began_ns.saturating_sub(slack_ns(CLOCK_SLACK)));
+        let gap_began_ns = found.gap_began_ns.map(|began_ns| began_ns.saturating_sub(slack_ns(CLOCK_SLACK)));
+        if found.unsynced || gap_began_ns.is_some() {
+            self.begin_catch_up(gap_began_ns);
         }
         Ok(())
     }

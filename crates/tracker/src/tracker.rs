@@ -169,8 +169,8 @@ pub(crate) struct Shared<S: Storage> {
     /// The horizon's, and the catch-up's.
     pub(crate) threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
     pub(crate) found: Mutex<Option<Found>>,
-    /// Since when a catch-up has to look that a driver has not run yet.
-    pub(crate) due_catch_up: Mutex<Option<u64>>,
+    /// A catch-up that a driver has not run yet; and since when it has to look, if there was a gap.
+    pub(crate) due_catch_up: Mutex<Option<Option<u64>>>,
 }
 
 /// After a clean stop, the last one to go closes the journal, which saves the next start a new segment.

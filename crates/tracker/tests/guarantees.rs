@@ -235,6 +235,8 @@ fn records_that_were_not_stable_are_left_out_after_a_crash() {
 fn the_horizon_waits_for_operations_that_went_on_under_an_older_intent() {
     let directory = tempdir().unwrap();
     let volume = Volume::open(directory.path());
+    // A new volume is synced once.
+    volume.now();
     let section = volume.tracker.section();
     section.intend(&[Intent::Directory(&handle(&volume.root))]).unwrap();
     std::thread::scope(|scope| {
@@ -414,6 +416,30 @@ fn a_gap_is_not_forgotten_in_a_crash() {
     drop(volume);
     let volume = Volume::open(directory.path());
     assert!(!volume.opening.catching_up, "the horizon has moved past it");
+}
+
+/// A consumer copies what was written before tracking began, and acks. If that is in the page cache alone, a crash takes it back,
+/// and no intent tells so. G4.
+#[test]
+fn what_was_written_while_nobody_tracked_is_on_the_disk_before_the_first_answer() {
+    let directory = tempdir().unwrap();
+    let synced = |volume: &Volume| {
+        volume.now();
+        volume.source.synced.load(Ordering::SeqCst)
+    };
+    let new = Volume::open(directory.path());
+    assert_eq!(synced(&new), 1, "a new volume");
+    drop(new);
+    let killed = Volume::open(directory.path());
+    assert!(synced(&killed) >= 1, "the one before may have been killed before it was done");
+    killed.tracker.stop().unwrap();
+    drop(killed);
+    let after_gap = Volume::open_with(directory.path(), "boot", false, config());
+    assert_eq!(synced(&after_gap), 1, "after a gap");
+    after_gap.tracker.stop().unwrap();
+    drop(after_gap);
+    let unbroken = Volume::open(directory.path());
+    assert_eq!(synced(&unbroken), 0, "nothing can have been written");
 }
 
 #[test]
