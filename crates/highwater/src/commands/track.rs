@@ -71,6 +71,9 @@ pub(crate) struct Args {
     /// This is the process in the background.
     #[arg(long = daemon::CHILD_ARGUMENT, hide = true)]
     background_child: bool,
+    /// The longest time between two moves of the stable horizon, in milliseconds: tests of crashes want many.
+    #[arg(long, hide = true, value_name = "MILLISECONDS")]
+    horizon_ms: Option<u64>,
     /// Stop when the process that started this one ends.
     #[arg(long, hide = true)]
     end_with_parent: bool,
@@ -157,6 +160,9 @@ fn request(args: &Args) -> Result<Request, Failure> {
         OnFullArg::Overflow => OnFull::Overflow,
         OnFullArg::Fail => OnFull::Fail,
     };
+    if let Some(milliseconds) = args.horizon_ms {
+        config.horizon_every = Duration::from_millis(milliseconds);
+    }
     Ok(Request {
         directory: args.dir.clone(),
         state: args.state.clone(),
