@@ -19,6 +19,7 @@ mod bench;
 mod cleanup;
 mod compare;
 mod crash_hole;
+mod crash_images;
 mod fake;
 mod kill_loop;
 mod line;
@@ -40,6 +41,7 @@ enum Command {
     NaiveRace(naive_race::NaiveRaceArgs),
     KillLoop(kill_loop::KillLoopArgs),
     CrashHole(crash_hole::CrashHoleArgs),
+    CrashImages(crash_images::CrashImagesArgs),
     Bench(bench::BenchArgs),
     #[command(hide = true)]
     Worker(worker::WorkerArgs),
@@ -58,6 +60,7 @@ fn main() -> ExitCode {
         Command::NaiveRace(arguments) => naive_race::main(arguments),
         Command::KillLoop(arguments) => kill_loop::main(arguments),
         Command::CrashHole(arguments) => crash_hole::main(arguments),
+        Command::CrashImages(arguments) => crash_images::main(arguments),
         Command::Bench(arguments) => bench::main(arguments),
         Command::Worker(arguments) => worker::main(arguments),
     };

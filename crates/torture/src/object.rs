@@ -111,21 +111,24 @@ pub(crate) struct Captured {
 pub(crate) type Entry = (Vec<u8>, Kind);
 
 /// A tree to read from: paths are resolved below it, never through a symbolic link.
-pub(crate) struct Tree {
-    root: OwnedFd,
+pub(crate) enum Tree {
+    /// By its root.
+    Open(OwnedFd),
+    /// Read already, while nobody wrote.
+    Read(BTreeMap<Vec<u8>, Captured>),
 }
 
 impl Tree {
     /// Opens the root of the tree.
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
         let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
-        Ok(Self { root: rustix::fs::open(path, flags, Mode::empty())? })
+        Ok(Self::Open(rustix::fs::open(path, flags, Mode::empty())?))
     }
 
-    fn resolve(&self, path: &[u8], flags: OFlags) -> io::Result<Option<OwnedFd>> {
+    fn resolve(root: &OwnedFd, path: &[u8], flags: OFlags) -> io::Result<Option<OwnedFd>> {
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
         loop {
-            match rustix::fs::openat2(&self.root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve) {
+            match rustix::fs::openat2(root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve) {
                 Ok(fd) => return Ok(Some(fd)),
                 // Gone, or something else than when it was told: an ancestor has been moved or replaced meanwhile.
                 Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(None),
@@ -138,13 +141,22 @@ impl Tree {
 
     /// Reads the object at a path; `None`: nothing is there.
     pub(crate) fn capture(&self, path: &[u8]) -> io::Result<Option<Captured>> {
-        let Some(fd) = self.resolve(path, OFlags::PATH | OFlags::NOFOLLOW)? else { return Ok(None) };
+        let root = match self {
+            Self::Open(root) => root,
+            Self::Read(all) => return Ok(all.get(path).cloned()),
+        };
+        let Some(fd) = Self::resolve(root, path, OFlags::PATH | OFlags::NOFOLLOW)? else { return Ok(None) };
         capture_fd(fd.as_fd())
     }
 
     /// Names and types in a directory, sorted; `None`: no directory is there.
     pub(crate) fn list(&self, path: &[u8]) -> io::Result<Option<Vec<Entry>>> {
-        let Some(fd) = self.resolve(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW)? else {
+        let root = match self {
+            Self::Open(root) => root,
+            Self::Read(all) => return Ok(list_read(all, path)),
+        };
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW;
+        let Some(fd) = Self::resolve(root, path, flags)? else {
             return Ok(None);
         };
         let mut found = Vec::new();
@@ -178,6 +190,20 @@ impl Tree {
         }
         Ok(all)
     }
+}
+
+/// The entries of a directory of a tree that has been read.
+fn list_read(all: &BTreeMap<Vec<u8>, Captured>, path: &[u8]) -> Option<Vec<Entry>> {
+    if all.get(path)?.object.kind != Kind::Directory {
+        return None;
+    }
+    let prefix = if path == b"." { Vec::new() } else { join(path, b"") };
+    let below = all.range(prefix.clone()..).take_while(|(path, _)| path.starts_with(&prefix));
+    let entries = below.filter_map(|(path, captured)| {
+        let name = &path[prefix.len()..];
+        (!name.contains(&b'/') && path != b".").then(|| (name.to_vec(), captured.object.kind))
+    });
+    Some(entries.collect())
 }
 
 /// `directory/name`, where the root is `.`.

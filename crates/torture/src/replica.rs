@@ -85,6 +85,34 @@ impl Replica {
         Ok(replica)
     }
 
+    /// A replica of given objects, each with its path and the inode number that it was copied from.
+    pub(crate) fn of(mut objects: Vec<(Vec<u8>, u64, Object)>) -> Self {
+        let mut replica = Self {
+            nodes: HashMap::new(),
+            next: 1,
+            by_ino: HashMap::new(),
+            policy: Policy::Reference,
+            last_batch: Vec::new(),
+            reads: Vec::new(),
+        };
+        // The root first; of the others each directory stands before what is in it.
+        objects.sort_by(|(one, ..), (two, ..)| (one != b".", one).cmp(&(two != b".", two)));
+        for (path, ino, object) in objects {
+            let is_directory = object.kind == Kind::Directory;
+            let made = Node { object, ino, children: BTreeMap::new() };
+            match replica.parent(&path) {
+                Some((parent, name)) => {
+                    let id = replica.insert(parent, &name, made);
+                    if !is_directory {
+                        replica.by_ino.entry(ino).or_default().push(id);
+                    }
+                }
+                None => drop(replica.nodes.insert(ROOT, made)),
+            }
+        }
+        replica
+    }
+
     /// Applies the lines of one answer from top to bottom.
     pub(crate) fn apply(&mut self, tree: &Tree, lines: &[Line]) -> io::Result<()> {
         let mut before = std::mem::take(&mut self.last_batch);
