@@ -17,7 +17,12 @@ pub(crate) struct Mount {
 
 /// All mounts of this process's namespace, parents before children. Empty if they cannot be read.
 pub(crate) fn read() -> Vec<Mount> {
-    let text = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
+    read_of(std::process::id())
+}
+
+/// All mounts that a process sees.
+pub(crate) fn read_of(pid: u32) -> Vec<Mount> {
+    let text = std::fs::read(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
     text.split(|byte| *byte == b'\n').filter_map(parse).collect()
 }
 

@@ -7,6 +7,8 @@ use std::ffi::OsStr;
 use std::io::ErrorKind;
 use std::path::PathBuf;
 
+use crate::mountinfo;
+
 /// A device number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Device {
@@ -172,6 +174,18 @@ pub(crate) fn writers(wanted: impl Fn(Device, &std::path::Path, &std::path::Path
         }
     });
     Writers { writers, closed_to_us, settled }
+}
+
+/// The processes in whose lists of mounts a filesystem is, each with where.
+pub(crate) fn with_mount(device: Device) -> Vec<Holder> {
+    let mut found = Vec::new();
+    each_process(HashSet::new(), |pid| {
+        let mounts = mountinfo::read_of(pid);
+        if let Some(mount) = mounts.into_iter().find(|mount| mount.device == device) {
+            found.push(Holder { pid, command: command_of(pid), path: mount.point });
+        }
+    });
+    found
 }
 
 fn command_of(pid: u32) -> String {

@@ -10,6 +10,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use rustix::io::Errno;
@@ -61,6 +62,19 @@ impl Session {
             Err(error) => tracing::error!(%error, "a thread could not be started"),
         }
         session
+    }
+
+    /// Whether the kernel ends the connection within a time.
+    pub(crate) fn ends_within(&self, patience: Duration) -> bool {
+        const PAUSE: Duration = Duration::from_millis(10);
+        let deadline = Instant::now() + patience;
+        while self.threads.lock().iter().any(|thread| !thread.is_finished()) {
+            if Instant::now() >= deadline {
+                return false;
+            }
+            std::thread::sleep(PAUSE);
+        }
+        true
     }
 
     /// Returns when the kernel has ended the connection and every worker is gone.

@@ -27,6 +27,9 @@ use crate::wire::notify::Notifier;
 
 /// How often, and after what pause, a busy mount is tried again: a child between fork and exec holds what its parent has open,
 /// and a path that is being looked up is in use as well. Together a quarter of a second.
+/// How long a filesystem that has been unmounted may take to end before it is said who keeps it.
+const OTHERS_PATIENCE: std::time::Duration = std::time::Duration::from_secs(2);
+const COPIES_NAMED_MAX: usize = 8;
 const BUSY_RETRIES: u32 = 10;
 const BUSY_PAUSE: std::time::Duration = std::time::Duration::from_millis(25);
 
@@ -266,6 +269,10 @@ impl Stacked {
                 });
             }
         }
+        *self.filesystem.probers.lock() = None;
+        if !self.session.ends_within(OTHERS_PATIENCE) {
+            self.warn_of_copies();
+        }
         self.end();
         // One that could not be replaced, only covered.
         while crate::dead_mount::is_dead(&self.directory) {
@@ -275,6 +282,23 @@ impl Stacked {
             })?;
         }
         Ok(())
+    }
+
+    /// Somebody has a mount of this filesystem that our unmount did not reach: a private copy in a mount namespace, or a bind mount.
+    fn warn_of_copies(&self) {
+        let Some(device) = self.filesystem.mount_device() else { return };
+        let copies = processes::with_mount(device);
+        let named: Vec<String> = copies
+            .iter()
+            .take(COPIES_NAMED_MAX)
+            .map(|one| format!("{} (pid {})", one.command, one.pid))
+            .collect();
+        tracing::warn!(
+            "{} is unmounted here, but still mounted elsewhere{}{}; it is tracked until that is gone too",
+            self.directory.display(),
+            if named.is_empty() { "" } else { ", for " },
+            named.join(", "),
+        );
     }
 
     /// Takes the mount out of sight at once; programs that use it can go on until they let go, and are still tracked.

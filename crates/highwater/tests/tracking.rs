@@ -159,6 +159,27 @@ fn a_stop_of_a_directory_in_use_names_who_uses_it_and_tracking_goes_on() {
     assert_eq!(tree.ended().0, Some(0));
 }
 
+/// A container that was started while the tree was tracked has a copy of the mount, which no unmount from outside reaches.
+#[test]
+fn a_stop_that_waits_for_a_mount_namespace_says_for_whose() {
+    let mut tree = Tree::new();
+    tree.track();
+    let mut container = Command::new("unshare");
+    container.args(["--mount", "--propagation", "private", "sh", "-c", "echo; exec sleep 600"]);
+    let mut container = container.stdout(Stdio::piped()).spawn().unwrap();
+    BufReader::new(container.stdout.take().unwrap()).read_line(&mut String::new()).unwrap();
+    let mut stop = tree.command(&["stop", "tree"]).stderr(Stdio::null()).spawn().unwrap();
+    std::thread::sleep(std::time::Duration::from_secs(4));
+    assert!(stop.try_wait().unwrap().is_none(), "what is done in the container would be missed");
+    let pid = container.id();
+    container.kill().unwrap();
+    container.wait().unwrap();
+    assert!(stop.wait().unwrap().success());
+    let (status, stderr) = tree.ended();
+    assert_eq!(status, Some(0));
+    assert!(stderr.contains(&format!("still mounted elsewhere, for sleep (pid {pid})")), "{stderr}");
+}
+
 #[test]
 fn names_of_any_bytes_come_out_as_they_are() {
     let mut tree = Tree::new();
