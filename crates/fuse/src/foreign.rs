@@ -156,6 +156,15 @@ impl Filesystem {
         })
     }
 
+    /// A foreign writer's object, if it is still where it was found.
+    pub(crate) fn foreign_object(&self, object: &FileHandle) -> Option<OwnedFd> {
+        let writers = self.foreign.list().into_iter();
+        let fds = writers.filter_map(|writer| self.open_path(&writer));
+        let mut same =
+            fds.filter(|fd| self.covered.identify(fd.as_fd()).is_ok_and(|(handle, _)| handle == *object));
+        same.next()
+    }
+
     fn add_foreign(&self, writer: ForeignWriter) -> Option<String> {
         let by_path = self.open_path(&writer).filter(|fd| self.is_of(fd.as_fd(), &writer));
         let found = by_path

@@ -390,7 +390,8 @@ impl Filesystem {
         self.mount_device.get().copied()
     }
 
-    /// An object that may be unknown to the kernel. `None`: it does not exist any more.
+    /// An object that may be unknown to the kernel. `None`: it does not exist any more. `EOPNOTSUPP`: nobody can tell, since it cannot
+    /// be opened by its handle here.
     fn object_of(&self, handle: &FileHandle) -> Result<Option<ObjectFd>, Errno> {
         if handle == self.covered.root_handle() {
             return Ok(Some(ObjectFd::Own(rustix::io::fcntl_dupfd_cloexec(self.covered.root(), 0)?)));
@@ -398,6 +399,9 @@ impl Filesystem {
         let known = self.nodes.id(handle).map(|node| self.object(node));
         let found = match known {
             Some(Ok(object)) => return Ok(Some(object)),
+            _ if self.covered.access() != Access::Handles => {
+                return self.foreign_object(handle).ok_or(Errno::OPNOTSUPP).map(|fd| Some(ObjectFd::Own(fd)));
+            }
             _ => self.covered.open_object(handle, OFlags::PATH | OFlags::NOFOLLOW),
         };
         match found {
@@ -440,7 +444,7 @@ impl Source for Filesystem {
             known => match self.place_below(object).or_else(|| self.place_of_foreign(object)) {
                 Some(place) => Some(vec![place]),
                 None => {
-                    let links = self.sample(object).ok().flatten().map_or(0, |sample| sample.nlink);
+                    let links = self.sample(object).ok()?.map_or(0, |sample| sample.nlink);
                     (links == 0).then_some(known.unwrap_or_default())
                 }
             },

@@ -107,14 +107,21 @@ impl<S: Storage> Shared<S> {
         }
         if self.config.driver.is_some() {
             self.walk(&walk, &*source);
-            return walk.failure.into_inner().map_or(Ok(()), Err);
+        } else {
+            std::thread::scope(|scope| {
+                for _ in 0..THREADS {
+                    scope.spawn(|| self.walk(&walk, &*source));
+                }
+            });
         }
-        std::thread::scope(|scope| {
-            for _ in 0..THREADS {
-                scope.spawn(|| self.walk(&walk, &*source));
+        match walk.failure.into_inner() {
+            Some(error) if error.kind() == io::ErrorKind::Unsupported => {
+                // G5: a directory that cannot be opened by its handle is not taken for gone.
+                self.tell_rescan(&*source, &self.facts.root, true);
+                Ok(())
             }
-        });
-        walk.failure.into_inner().map_or(Ok(()), Err)
+            failure => failure.map_or(Ok(()), Err),
+        }
     }
 
     fn walk(&self, walk: &Walk, source: &dyn Source) {

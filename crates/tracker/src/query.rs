@@ -298,13 +298,18 @@ impl<S: Storage> Shared<S> {
     /// A file that was modified and then lost every name that is known may have others.
     fn find_names_elsewhere(&self, window: &mut Window) -> Result<(), Unreadable> {
         for handle in window.nameless() {
-            let sample = self.source().sample(&handle).map_err(|source| {
-                Unreadable::Failed(RequestError::Source {
-                    doing: "look for an object that has lost its names",
-                    source,
-                })
-            })?;
-            if sample.is_some_and(|sample| sample.nlink > 0) {
+            let has_names = match self.source().sample(&handle) {
+                Ok(sample) => sample.is_some_and(|sample| sample.nlink > 0),
+                // It cannot be looked for: it may have.
+                Err(error) if error.kind() == std::io::ErrorKind::Unsupported => true,
+                Err(source) => {
+                    return Err(Unreadable::Failed(RequestError::Source {
+                        doing: "look for an object that has lost its names",
+                        source,
+                    }));
+                }
+            };
+            if has_names {
                 window.set_names_unknown(&handle);
             }
         }

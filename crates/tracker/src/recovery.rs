@@ -360,6 +360,17 @@ impl<S: Storage> Shared<S> {
     }
 
     fn tell_found_by(&self, source: &dyn Source, found: &Found) -> io::Result<()> {
+        match self.tell_each_found(source, found) {
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => {
+                // G5: what cannot be looked for is not taken for gone.
+                self.tell_rescan(source, &self.facts.root, true);
+                Ok(())
+            }
+            told => told,
+        }
+    }
+
+    fn tell_each_found(&self, source: &dyn Source, found: &Found) -> io::Result<()> {
         let born_since_ns = found.window_began_ns.saturating_sub(slack_ns(BIRTH_SLACK));
         for directory in &found.directories {
             let mut born = Vec::new();

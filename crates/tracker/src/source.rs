@@ -43,7 +43,10 @@ pub trait Source: Send + Sync + 'static {
 
     /// The attributes of an object now, as the filesystem below has them; `None` if it does not exist any more.
     ///
-    /// Asked for objects that are open for writing.
+    /// Asked for objects that are open for writing, and by recovery for those that were.
+    ///
+    /// # Errors
+    /// `Unsupported`: it is not known to the source, and cannot be looked for by its handle.
     fn sample(&self, object: &FileHandle) -> io::Result<Option<Sample>>;
 
     /// Returns once every synchronous write to the object that began before the call has ended.
@@ -61,6 +64,9 @@ pub trait Source: Send + Sync + 'static {
     /// Opens a directory of the tracked tree below the source for reading, by handle; `None` if it does not exist any more.
     ///
     /// For recovery and catch-up, which walk it. Must not go through a mount that the source itself serves.
+    ///
+    /// # Errors
+    /// `Unsupported`: as for [`sample`](Source::sample). Recovery and catch-up then tell a rescan of everything.
     fn open_directory(&self, directory: &FileHandle) -> io::Result<Option<OwnedFd>>;
 
     /// The handle and the type of an entry of a directory opened by [`open_directory`](Source::open_directory).
