@@ -191,11 +191,14 @@ impl Made {
         let private = private_clone(detached.as_fd()).map_err(failed("open_tree"))?;
         let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
         let attach = |flags| rustix::mount::move_mount(detached.as_fd(), "", CWD, directory, flags);
-        let dead = if replaces { dead_mount::devices(directory).len() } else { 0 };
+        let mut dead = if replaces { dead_mount::devices(directory).len() } else { 0 };
+        // A tracker that was killed between the next two steps has left two of them. The new one goes beneath the uppermost only.
+        while dead > 1 {
+            take_away(directory, true).map_err(failed("umount of a dead mount"))?;
+            dead -= 1;
+        }
         if dead > 0 && attach(flags | MoveMountFlags::from_bits_retain(MOVE_MOUNT_BENEATH)).is_ok() {
-            for _ in 0..dead {
-                take_away(directory, true).map_err(failed("umount of the dead mount"))?;
-            }
+            take_away(directory, true).map_err(failed("umount of the dead mount"))?;
         } else {
             attach(flags).map_err(failed("move_mount"))?;
         }
