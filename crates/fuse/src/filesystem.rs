@@ -52,6 +52,7 @@ pub(crate) struct Filesystem {
     /// What waits for locks of our own inodes; only as root.
     pub(crate) probers: Mutex<Option<Arc<Probers>>>,
     pub(crate) mount_device: OnceLock<Device>,
+    pub(crate) init_answered: (Mutex<bool>, Condvar),
 }
 
 impl Filesystem {

@@ -14,14 +14,14 @@
 //! Invariant: a prober owns no descriptor object; it knows descriptors by number, in its own table.
 
 use std::collections::VecDeque;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
 use highwater_tracker::FileHandle;
 use parking_lot::Mutex;
-use rustix::fs::{OFlags, XattrFlags};
+use rustix::fs::{Mode, OFlags, XattrFlags};
 use rustix::io::Errno;
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
@@ -56,7 +56,7 @@ struct Prober {
 }
 
 impl Probers {
-    /// `mount` is the root of a mount that does not make the visible one busy.
+    /// `mount` is a mount that does not make the visible one busy, not opened for anything (`open_tree(2)`).
     pub(crate) fn new(mount: OwnedFd) -> Self {
         Self { mount, idle: Mutex::default(), stuck: Mutex::default() }
     }
@@ -129,7 +129,12 @@ impl Prober {
             .spawn(move || {
                 let prepared = isolate(mount);
                 for job in todo {
-                    let result = prepared.and_then(|()| do_job(mount, job));
+                    let result = match prepared {
+                        Ok(root) => do_job(root, job),
+                        // The mount is gone, and so is everybody who held a lock.
+                        Err(Errno::NOTCONN | Errno::CONNABORTED) => Ok(()),
+                        Err(errno) => Err(errno),
+                    };
                     if finished.send(result).is_err() {
                         return;
                     }
@@ -154,8 +159,10 @@ impl Prober {
     }
 }
 
-/// Gives the calling thread a descriptor table of its own with one descriptor in it, and takes `CAP_SYS_ADMIN` away from it.
-fn isolate(mount: RawFd) -> Result<(), Errno> {
+/// Gives the calling thread a descriptor table of its own, opens the root of the mount in it, which is the first request to us, and
+/// takes `CAP_SYS_ADMIN` away from the thread.
+fn isolate(mount: RawFd) -> Result<RawFd, Errno> {
+    let mount_fd = mount;
     let mount = libc::c_uint::try_from(mount).map_err(|_| Errno::BADF)?;
     // SAFETY: takes no pointers. After it, closing descriptors by number affects this thread's copies only, and no object of this
     // thread owns one.
@@ -168,9 +175,14 @@ fn isolate(mount: RawFd) -> Result<(), Errno> {
         }
         libc::close_range(mount + 1, libc::c_uint::MAX, 0);
     }
+    // SAFETY: the descriptor is in this thread's own table, where nothing closes it.
+    let mount = unsafe { BorrowedFd::borrow_raw(mount_fd) };
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = rustix::fs::openat(mount, c".", flags, Mode::empty())?.into_raw_fd();
     let sets = rustix::thread::capabilities(None)?;
     let effective = sets.effective.difference(CapabilitySet::SYS_ADMIN);
-    rustix::thread::set_capabilities(None, CapabilitySets { effective, ..sets })
+    rustix::thread::set_capabilities(None, CapabilitySets { effective, ..sets })?;
+    Ok(root)
 }
 
 fn do_job(mount: RawFd, job: Job) -> Result<(), Errno> {

@@ -132,8 +132,7 @@ fn holder(pid: u32, mount_id: u64, device: Device) -> Option<Holder> {
 }
 
 fn on_device(path: &std::path::Path, device: Device) -> bool {
-    let flags = rustix::fs::AtFlags::NO_AUTOMOUNT;
-    rustix::fs::statx(rustix::fs::CWD, path, flags, rustix::fs::StatxFlags::TYPE)
+    cached_stat(path)
         .is_ok_and(|stat| (stat.stx_dev_major, stat.stx_dev_minor) == (device.major, device.minor))
 }
 

@@ -171,6 +171,9 @@ impl Session {
     }
 }
 
+/// The kernel asks as soon as the filesystem is made. If it does not, what follows finds out.
+const INIT_PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
+
 impl Filesystem {
     pub(crate) fn init(&self, request: &Request<'_>) -> Result<Sent, Errno> {
         let mut body = request.body();
@@ -219,7 +222,7 @@ impl Filesystem {
         let depth = if self.covered.magic() == magic::OVERLAYFS { 2 } else { 1 };
         #[allow(clippy::cast_possible_truncation, reason = "the two halves of the flags")]
         let (flags, flags2) = (agreed as u32, (agreed >> 32) as u32);
-        Ok(request.reply(&InitOut {
+        let sent = request.reply(&InitOut {
             major: KERNEL_MAJOR,
             minor: KERNEL_MINOR.min(input.minor),
             max_readahead: input.max_readahead,
@@ -232,7 +235,17 @@ impl Filesystem {
             flags2,
             max_stack_depth: if agreed & init::PASSTHROUGH != 0 { depth } else { 0 },
             ..InitOut::default()
-        }))
+        });
+        *self.init_answered.0.lock() = true;
+        self.init_answered.1.notify_all();
+        Ok(sent)
+    }
+
+    /// Returns once the kernel and we have agreed on the flags; without asking the mount, see `Stacked::mount`.
+    pub(crate) fn wait_for_init(&self) {
+        let deadline = std::time::Instant::now() + INIT_PATIENCE;
+        let mut answered = self.init_answered.0.lock();
+        while !*answered && !self.init_answered.1.wait_until(&mut answered, deadline).timed_out() {}
     }
 
     /// Whether the kernel and we have agreed on a flag of INIT.

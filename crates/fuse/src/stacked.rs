@@ -148,6 +148,7 @@ impl Stacked {
             options,
             probers: Mutex::new(None),
             mount_device: OnceLock::new(),
+            init_answered: (Mutex::new(false), parking_lot::Condvar::new()),
         });
         let session = Session::start(Arc::clone(&filesystem));
         let private = match made.attach(&filesystem.covered, filesystem.options.replaces) {
@@ -161,11 +162,13 @@ impl Stacked {
         let (back, hidden) = mount::put_back(&directory, nested);
         report.nested_kept = back;
         report.nested_hidden = hidden;
+        // As the kernel has it cached: a thread that asks its own mount, and is killed before it is answered, would keep the device open and
+        // the mount hanging for ever (see `prober`).
         let stat = rustix::fs::statx(
             rustix::fs::CWD,
             &directory,
-            AtFlags::empty(),
-            StatxFlags::BASIC_STATS | StatxFlags::MNT_ID,
+            AtFlags::STATX_DONT_SYNC,
+            StatxFlags::TYPE | StatxFlags::MNT_ID,
         );
         let mut mount_id = 0;
         if let Ok(stat) = stat {
@@ -174,13 +177,10 @@ impl Stacked {
             let _ = filesystem.mount_device.set(device);
         }
         if let Some(private) = private {
-            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            match rustix::fs::openat(&private, c".", flags, Mode::empty()) {
-                Ok(fd) => *filesystem.probers.lock() = Some(Arc::new(Probers::new(fd))),
-                Err(errno) => tracing::error!(%errno, "the root of the mount cannot be opened"),
-            }
+            *filesystem.probers.lock() = Some(Arc::new(Probers::new(private)));
         }
-        // ORDERING: INIT has been answered, as the root was looked at.
+        filesystem.wait_for_init();
+        // ORDERING: INIT has been answered.
         report.passthrough = filesystem.passthrough.load(Ordering::Relaxed);
         drop(made);
         let mut stacked =

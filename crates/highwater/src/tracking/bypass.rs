@@ -3,15 +3,16 @@
 //! A working directory or an open directory stays on what is below the mount: what such a process changes there is not seen. It
 //! cannot be prevented from here, so it is said.
 
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 
 const NAMED_MAX: usize = 8;
 
 /// Warns of each process that still works below the mount.
 pub(super) fn warn(directory: &Path) {
-    let Ok(mount) = std::fs::metadata(directory) else { return };
-    let found = find(directory, mount.dev());
+    let Some(mount) = device_of(directory) else { return };
+    let found = find(directory, mount);
     if found.is_empty() {
         return;
     }
@@ -29,7 +30,7 @@ pub(super) fn warn(directory: &Path) {
     );
 }
 
-fn find(directory: &Path, mount_device: u64) -> Vec<(u32, String)> {
+fn find(directory: &Path, mount_device: Device) -> Vec<(u32, String)> {
     let me = std::process::id();
     let pids = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids =
@@ -42,7 +43,7 @@ fn find(directory: &Path, mount_device: u64) -> Vec<(u32, String)> {
         .collect()
 }
 
-fn is_below(pid: u32, directory: &Path, mount_device: u64) -> bool {
+fn is_below(pid: u32, directory: &Path, mount_device: Device) -> bool {
     let process = PathBuf::from(format!("/proc/{pid}"));
     let descriptors = std::fs::read_dir(process.join("fd")).into_iter().flatten().flatten();
     let descriptors =
@@ -51,8 +52,19 @@ fn is_below(pid: u32, directory: &Path, mount_device: u64) -> bool {
         [process.join("cwd"), process.join("root")].into_iter().chain(descriptors.map(|entry| entry.path()));
     links.into_iter().any(|link| {
         let below = std::fs::read_link(&link).is_ok_and(|target| target.starts_with(directory));
-        below && std::fs::metadata(&link).is_ok_and(|metadata| metadata.dev() != mount_device)
+        below && device_of(&link).is_some_and(|device| device != mount_device)
     })
+}
+
+/// Major and minor number.
+type Device = (u32, u32);
+
+/// The device that a path leads to, as the kernel knows it without asking: a tracker that waits for its own mount when it is killed would
+/// keep it hanging.
+fn device_of(path: &Path) -> Option<Device> {
+    let flags = AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
+    let stat = statx(CWD, path, flags, StatxFlags::TYPE).ok()?;
+    Some((stat.stx_dev_major, stat.stx_dev_minor))
 }
 
 /// Whether a descriptor is one of a directory: `flags:` are octal. Files that are open for writing are the source's business,
