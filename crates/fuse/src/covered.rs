@@ -159,6 +159,26 @@ impl Covered {
         &self.root_handle
     }
 
+    /// Of which filesystem the directory is, and when it was made: what tells the root of one filesystem from that of another, which has the
+    /// same handle. What is not known here is left out.
+    pub fn origin(&self) -> Vec<(&'static str, String)> {
+        let mut origin = Vec::new();
+        if let Some(uuid) = filesystem_uuid(self.root.as_fd()) {
+            origin.push(("filesystem", uuid.iter().map(|byte| format!("{byte:02x}")).collect()));
+        } else if self.magic == magic::BTRFS
+            && let Ok(stat) = self.statvfs()
+        {
+            // Made of its UUID; elsewhere it can be the number of the device, which changes.
+            origin.push(("filesystem", format!("{:016x}", stat.f_fsid)));
+        }
+        if let Ok(stat) = statx_fd(self.root.as_fd())
+            && stat.stx_mask & StatxFlags::BTIME.bits() != 0
+        {
+            origin.push(("born", format!("{}.{:09}", stat.stx_btime.tv_sec, stat.stx_btime.tv_nsec)));
+        }
+        origin
+    }
+
     /// The tracked directory as it was given.
     pub fn directory(&self) -> &Path {
         &self.directory
@@ -386,6 +406,18 @@ pub(crate) fn open_by_handle(
     // SAFETY: `raw` has the kernel's layout and outlives the call.
     let r = unsafe { libc::syscall(libc::SYS_open_by_handle_at, mount.as_raw_fd(), &raw const raw, flags) };
     owned(i32::try_from(r).unwrap_or(-1))
+}
+
+/// `FS_IOC_GETFSUUID` (Linux 6.9; ext4, XFS, btrfs, tmpfs and others).
+fn filesystem_uuid(root: BorrowedFd<'_>) -> Option<Vec<u8>> {
+    const FS_IOC_GETFSUUID: libc::Ioctl = 0x8011_1500u32 as libc::Ioctl;
+    // `struct fsuuid2`: a length and up to 16 bytes.
+    let mut uuid = [0u8; 17];
+    // SAFETY: the request fills a structure of exactly this size.
+    if unsafe { libc::ioctl(root.as_raw_fd(), FS_IOC_GETFSUUID, uuid.as_mut_ptr()) } < 0 {
+        return None;
+    }
+    uuid[1..].get(..uuid[0].into()).map(<[u8]>::to_vec)
 }
 
 /// An identity for filesystems without handles: as good as inode numbers and birth times are.

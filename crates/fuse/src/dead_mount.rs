@@ -30,6 +30,8 @@ pub struct DeadMount {
     pub complete: bool,
     /// It is still there, and is to be replaced by the new one: [`Options::replaces`](crate::Options::replaces).
     pub in_place: bool,
+    /// The [`Options::instance`](crate::Options::instance) of each tracker that has left one, empty if it had none.
+    pub instances: Vec<String>,
 }
 
 /// Why a dead mount could not be taken away.
@@ -68,20 +70,21 @@ pub fn find_dead_mount(directory: &Path) -> Result<Option<DeadMount>, DeadMountE
     }
     let directory = absolute(directory)
         .map_err(|source| DeadMountError::NotFound { directory: directory.to_owned(), source })?;
-    let devices = devices(&directory);
+    let ours = ours(&directory);
+    let devices: Vec<_> = ours.iter().map(|mount| mount.device).collect();
     if devices.is_empty() || !is_dead(&directory) {
         return Ok(None);
     }
+    let instances = ours.iter().map(|mount| crate::mount::instance_of(&mount.source)).collect();
     let found = processes::writers(|device, _, _| devices.contains(&device));
     let writers = found.writers.into_iter().filter_map(|writer| relative(writer, &directory)).collect();
-    Ok(Some(DeadMount { directory, writers, complete: found.settled, in_place: true }))
+    Ok(Some(DeadMount { directory, writers, complete: found.settled, in_place: true, instances }))
 }
 
-/// The devices of the mounts of this crate that lie on top of each other on the directory, if the uppermost mount is one.
-pub(crate) fn devices(directory: &Path) -> Vec<processes::Device> {
+/// The mounts of this crate that lie on top of each other on the directory, if the uppermost mount is one.
+pub(crate) fn ours(directory: &Path) -> Vec<mountinfo::Mount> {
     let mounts = mountinfo::read().into_iter().filter(|mount| mount.point == directory).collect::<Vec<_>>();
-    let ours = mounts.iter().rev().take_while(|mount| mount.filesystem == "fuse.highwater");
-    ours.map(|mount| mount.device).collect()
+    mounts.into_iter().rev().take_while(|mount| mount.filesystem == "fuse.highwater").collect()
 }
 
 /// Opens a copy of the mount below the dead ones: they are taken away in a mount namespace of a thread, where nobody else sees it.
@@ -120,6 +123,7 @@ pub fn clean_dead_mount(directory: &Path) -> Result<Option<DeadMount>, DeadMount
             writers: Vec::new(),
             complete: true,
             in_place: false,
+            instances: Vec::new(),
         });
         dead.writers.extend(writers);
         dead.complete &= found.settled;

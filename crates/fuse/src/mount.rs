@@ -107,11 +107,11 @@ pub(crate) struct Made {
 }
 
 /// Connects a device to a new filesystem. As root nothing is visible yet.
-pub(crate) fn make(covered: &Covered) -> Result<Made, MountError> {
-    if rustix::process::geteuid().is_root() { as_root(covered) } else { by_helper(covered) }
+pub(crate) fn make(covered: &Covered, instance: &str) -> Result<Made, MountError> {
+    if rustix::process::geteuid().is_root() { as_root(covered, instance) } else { by_helper(covered) }
 }
 
-fn as_root(covered: &Covered) -> Result<Made, MountError> {
+fn as_root(covered: &Covered, instance: &str) -> Result<Made, MountError> {
     let device = device::open().map_err(|errno| MountError::NoDevice { source: errno.into() })?;
     let directory = covered.directory();
     let failed = |step| {
@@ -125,7 +125,7 @@ fn as_root(covered: &Covered) -> Result<Made, MountError> {
     let set = |key: &'static str, value: &[u8]| {
         rustix::mount::fsconfig_set_string(context.as_fd(), key, value).map_err(failed("fsconfig"))
     };
-    set("source", &source(covered))?;
+    set("source", &source(covered, instance))?;
     set("subtype", b"highwater")?;
     set("fd", device.as_raw_fd().to_string().as_bytes())?;
     set("rootmode", b"40000")?;
@@ -145,8 +145,17 @@ fn as_root(covered: &Covered) -> Result<Made, MountError> {
 ///
 /// Not a path that exists: programs such as `mkfs` ask for the status of every source in the list, and that of a dead mount
 /// would be an error for them.
-fn source(covered: &Covered) -> Vec<u8> {
-    [b"highwater:".as_slice(), covered.directory().as_os_str().as_bytes()].concat()
+fn source(covered: &Covered, instance: &str) -> Vec<u8> {
+    let mark = if instance.is_empty() { "" } else { "#" };
+    [b"highwater", mark.as_bytes(), instance.as_bytes(), b":", covered.directory().as_os_str().as_bytes()]
+        .concat()
+}
+
+/// The instance in a source; empty if there is none.
+pub(crate) fn instance_of(source: &[u8]) -> String {
+    let rest = source.strip_prefix(b"highwater#").unwrap_or_default();
+    let end = rest.iter().position(|byte| *byte == b':').unwrap_or(0);
+    String::from_utf8_lossy(&rest[..end]).into_owned()
 }
 
 /// What the covered mount forbids stays forbidden.
@@ -191,7 +200,7 @@ impl Made {
         let private = private_clone(detached.as_fd()).map_err(failed("open_tree"))?;
         let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
         let attach = |flags| rustix::mount::move_mount(detached.as_fd(), "", CWD, directory, flags);
-        let mut dead = if replaces { dead_mount::devices(directory).len() } else { 0 };
+        let mut dead = if replaces { dead_mount::ours(directory).len() } else { 0 };
         // A tracker that was killed between the next two steps has left two of them. The new one goes beneath the uppermost only.
         while dead > 1 {
             take_away(directory, true).map_err(failed("umount of a dead mount"))?;
@@ -268,7 +277,7 @@ fn by_helper(covered: &Covered) -> Result<Made, MountError> {
     let (ours, theirs) = UnixStream::pair().map_err(|error| refused(error.to_string()))?;
     rustix::io::fcntl_setfd(&theirs, rustix::io::FdFlags::empty())
         .map_err(|errno| refused(errno.to_string()))?;
-    let source = String::from_utf8_lossy(&source(covered)).replace([',', '\\'], "_");
+    let source = String::from_utf8_lossy(&source(covered, "")).replace([',', '\\'], "_");
     let child = Command::new("fusermount3")
         .env("_FUSE_COMMFD", theirs.as_raw_fd().to_string())
         .arg("-o")

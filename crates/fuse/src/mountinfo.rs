@@ -13,6 +13,7 @@ pub(crate) struct Mount {
     pub(crate) device: Device,
     pub(crate) point: PathBuf,
     pub(crate) filesystem: String,
+    pub(crate) source: Vec<u8>,
 }
 
 /// All mounts of this process's namespace, parents before children. Empty if they cannot be read.
@@ -35,8 +36,10 @@ fn parse(line: &[u8]) -> Option<Mount> {
     let device = Device { major: major.parse().ok()?, minor: minor.parse().ok()? };
     let _root = fields.next()?;
     let point = PathBuf::from(OsString::from_vec(unescape(fields.next()?)));
-    let filesystem = fields.skip_while(|field| *field != b"-").nth(1)?;
-    Some(Mount { id, device, point, filesystem: String::from_utf8_lossy(filesystem).into_owned() })
+    let mut fields = fields.skip_while(|field| *field != b"-").skip(1);
+    let filesystem = String::from_utf8_lossy(fields.next()?).into_owned();
+    let source = unescape(fields.next().unwrap_or_default());
+    Some(Mount { id, device, point, filesystem, source })
 }
 
 /// Takes back what the kernel does to spaces and the like: three octal digits after a backslash.
@@ -71,5 +74,6 @@ mod tests {
         assert_eq!(mount.device, Device { major: 98, minor: 0 });
         assert_eq!(mount.point, PathBuf::from("/mnt2 x"));
         assert_eq!(mount.filesystem, "fuse.highwater");
+        assert_eq!(mount.source, b"/dev/root");
     }
 }

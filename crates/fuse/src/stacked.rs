@@ -49,6 +49,9 @@ pub struct Options {
     pub written: Vec<FileHandle>,
     /// That mount is still in its place ([`DeadMount::in_place`](crate::DeadMount::in_place)).
     pub replaces: bool,
+    /// Which start of a tracker this is: a mark on the mount, by which its dead mount is told from that of another tracker. Letters,
+    /// digits and `-`.
+    pub instance: String,
 }
 
 impl Default for Options {
@@ -61,6 +64,7 @@ impl Default for Options {
             foreign: Vec::new(),
             written: Vec::new(),
             replaces: false,
+            instance: String::new(),
         }
     }
 }
@@ -125,7 +129,7 @@ impl Stacked {
             std::fs::canonicalize(covered.directory()).unwrap_or_else(|_| covered.directory().to_owned());
         let dead = std::mem::take(&mut options.foreign);
         let nested = mount::nested(&directory);
-        let mut made = mount::make(&covered)?;
+        let mut made = mount::make(&covered, &options.instance)?;
         let device = Arc::new(made.device.try_clone().map_err(|source| MountError::NoDevice { source })?);
         let root_fd =
             covered.root().try_clone_to_owned().map_err(|source| MountError::NoDevice { source })?;

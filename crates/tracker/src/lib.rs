@@ -45,7 +45,7 @@ mod record;
 mod recovery;
 mod section;
 mod source;
-mod state_file;
+pub mod state_file;
 mod tracker;
 mod walk;
 mod window;

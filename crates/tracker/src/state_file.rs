@@ -10,13 +10,13 @@ use std::io;
 use highwater_journal::Storage;
 
 /// The keys and values of a state file, in their order.
-pub(crate) type Lines = Vec<(String, Vec<u8>)>;
+pub type Lines = Vec<(String, Vec<u8>)>;
 
 /// Reads and takes apart a state file. `Ok(None)`: there is none.
 ///
 /// # Errors
 /// `InvalidData` if it does not verify.
-pub(crate) fn read<S: Storage>(storage: &S, what: &str) -> io::Result<Option<Lines>> {
+pub fn read<S: Storage>(storage: &S, what: &str) -> io::Result<Option<Lines>> {
     let bytes = match storage.read(what) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -27,7 +27,10 @@ pub(crate) fn read<S: Storage>(storage: &S, what: &str) -> io::Result<Option<Lin
 }
 
 /// Replaces a state file, durably.
-pub(crate) fn write<'a, S: Storage>(
+///
+/// # Errors
+/// The storage's.
+pub fn write<'a, S: Storage>(
     storage: &S,
     what: &str,
     lines: impl IntoIterator<Item = (&'a str, Vec<u8>)>,

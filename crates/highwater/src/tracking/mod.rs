@@ -167,13 +167,22 @@ fn cover(
     let covered =
         below.map_or_else(|| Covered::open(path), Covered::open_below).map_err(anyhow::Error::from)?;
     let replaces = below.is_some();
+    // A dead mount proves that nothing was written unseen to the state of the tracker that died, and to no other.
+    let tree = state::Tree::read(&state).map_err(|error| state::explain(error, state_path))?;
+    tree.check(&covered.origin()).map_err(|error| state::explain(error, state_path))?;
+    let left = dead_mount.as_ref().filter(|dead| dead.complete && tree.has_mounted(&dead.instances));
+    let unbroken = left.is_some();
+    let instance = state::new_instance();
+    let kept = left.map_or(&[][..], |dead| &dead.instances);
+    state::Tree::store(&state, path, &covered.origin(), kept, &instance)
+        .map_err(|error| state::explain(error, state_path))?;
     let boot_id =
         std::fs::read_to_string("/proc/sys/kernel/random/boot_id").context("cannot read the boot id")?;
     let facts = VolumeFacts {
         root: covered.root_handle().clone(),
         directory: path.to_owned(),
         boot_id: boot_id.trim().to_owned(),
-        unbroken: dead_mount.as_ref().is_some_and(|dead| dead.complete),
+        unbroken,
     };
     let filesystem = covered.filesystem();
     let (tracker, opening) = Tracker::open(state, facts, request.config.clone())
@@ -184,6 +193,7 @@ fn cover(
         replaces,
         written: opening.objects.clone(),
         foreign: dead_mount.map(|dead| dead.writers).unwrap_or_default(),
+        instance,
         ..Default::default()
     };
     let stacked = Stacked::mount(covered, Arc::clone(&tracker), options)

@@ -1,12 +1,16 @@
 //! Where a volume's state is, and what has to hold there.
 
+use std::ffi::OsStr;
 use std::fs::DirBuilder;
 use std::io::ErrorKind;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
 use highwater_client::directory_key;
+use highwater_journal::{Directory, Storage as _};
+use highwater_tracker::state_file;
 use rustix::io::Errno;
 
 use super::checks;
@@ -16,9 +20,12 @@ use crate::quote::quote_path;
 /// The file that every state directory has.
 const VOLUME_FILE: &str = "volume";
 
+/// See [`Tree`].
+const TREE_FILE: &str = "tree";
+
 /// Whether a file may be in a state directory that has no volume yet: a start that failed leaves such.
 fn is_ours(name: &str) -> bool {
-    let whole = ["lock", "consumers", "horizon"].contains(&name);
+    let whole = ["lock", "consumers", "horizon", TREE_FILE].contains(&name);
     whole || name.starts_with("journal") || name.starts_with(super::daemon::LOG_FILE) || name.starts_with('.')
 }
 
@@ -113,8 +120,75 @@ fn is_below(path: &Path, directory: &Path) -> bool {
 }
 
 /// Opens and locks the state.
-pub(super) fn open(path: &Path) -> Result<highwater_journal::Directory, Failure> {
-    highwater_journal::Directory::open(path).map_err(|error| explain(error.into(), path))
+pub(super) fn open(path: &Path) -> Result<Directory, Failure> {
+    Directory::open(path).map_err(|error| explain(error.into(), path))
+}
+
+/// What a state knows of the tree besides what the tracker knows: the state file `tree`.
+///
+/// `filesystem` and `born` are the tree's origin: the root of another machine's filesystem has the same handle. `mount` is a mark that a
+/// tracker of this state has put on its mount: only such a dead mount says that the tree has been covered since.
+#[derive(Debug, Default)]
+pub(super) struct Tree(Vec<(String, Vec<u8>)>);
+
+impl Tree {
+    pub(super) fn read(state: &Directory) -> Result<Self, anyhow::Error> {
+        // Before there is a volume, it is what a start that failed has left.
+        match state.read(VOLUME_FILE) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Self::default()),
+            _ => {}
+        }
+        match state_file::read(state, TREE_FILE) {
+            Ok(lines) => Ok(Self(lines.unwrap_or_default())),
+            // Nothing is known then, and nothing proved: a scan.
+            Err(error) if error.kind() == ErrorKind::InvalidData => Ok(Self::default()),
+            Err(error) => Err(anyhow::Error::from(error).context("cannot read the state file tree")),
+        }
+    }
+
+    fn values(&self, key: &str) -> impl Iterator<Item = &[u8]> {
+        self.0.iter().filter(move |line| line.0 == key).map(|line| line.1.as_slice())
+    }
+
+    /// Fails if the state was made for another tree. What one of the two does not know is not compared.
+    pub(super) fn check(&self, origin: &[(&str, String)]) -> Result<(), anyhow::Error> {
+        let differs = |(key, value): &&(&str, String)| {
+            self.values(key).next().is_some_and(|known| known != value.as_bytes())
+        };
+        let Some((key, _)) = origin.iter().find(differs) else { return Ok(()) };
+        let directory = self.values("directory").next().unwrap_or_default();
+        Err(anyhow!(
+            "the state belongs to another tracked directory, {} ({key} differs)",
+            quote_path(Path::new(OsStr::from_bytes(directory)))
+        ))
+    }
+
+    /// Whether all of these mounts are of trackers of this state.
+    pub(super) fn has_mounted(&self, instances: &[String]) -> bool {
+        instances.iter().all(|instance| self.values("mount").any(|known| known == instance.as_bytes()))
+    }
+
+    /// Replaces the file: the mounts that are still there, and the one that is about to be made.
+    pub(super) fn store(
+        state: &Directory,
+        directory: &Path,
+        origin: &[(&'static str, String)],
+        kept: &[String],
+        new: &str,
+    ) -> Result<(), anyhow::Error> {
+        let mounts = kept.iter().map(String::as_str).chain([new]).map(|instance| ("mount", instance));
+        let lines = origin.iter().map(|(key, value)| (*key, value.as_str())).chain(mounts);
+        let lines = lines.map(|(key, value)| (key, value.as_bytes().to_vec()));
+        let directory = ("directory", directory.as_os_str().as_bytes().to_vec());
+        let written = state_file::write(state, TREE_FILE, [directory].into_iter().chain(lines));
+        written.context("cannot write the state file tree")
+    }
+}
+
+/// A mark for the mount of this process that no other has.
+pub(super) fn new_instance() -> String {
+    let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    format!("{:x}-{:x}", std::process::id(), since_epoch.as_nanos())
 }
 
 /// Says what to do about an error of the state.
