@@ -6,14 +6,29 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use rustix::io::Errno;
+use rustix::process::{Resource, getrlimit};
 
 /// How many directories are kept open. Enough for the directories that programs work in at one time; each costs a descriptor
 /// and pins an inode below.
 const DIRECTORIES_MAX: usize = 512;
 
+/// And how many of the descriptors that the process may have: it must never be these that leave none for a request.
+const SHARE_OF_LIMIT: u64 = 8;
+
 /// Directories that have been used lately, so that making ten thousand files in one opens it once.
-#[derive(Default)]
-pub(crate) struct DirectoryCache(Mutex<Recent>);
+pub(crate) struct DirectoryCache {
+    recent: Mutex<Recent>,
+    kept_max: usize,
+}
+
+impl Default for DirectoryCache {
+    fn default() -> Self {
+        let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+        let kept_max =
+            usize::try_from(limit / SHARE_OF_LIMIT).unwrap_or(DIRECTORIES_MAX).min(DIRECTORIES_MAX);
+        Self { recent: Mutex::default(), kept_max }
+    }
+}
 
 #[derive(Default)]
 struct Recent {
@@ -23,7 +38,7 @@ struct Recent {
 
 impl DirectoryCache {
     pub(crate) fn get(&self, node: u64) -> Option<Arc<OwnedFd>> {
-        let mut recent = self.0.lock();
+        let mut recent = self.recent.lock();
         recent.clock += 1;
         let clock = recent.clock;
         let (fd, used) = recent.by_node.get_mut(&node)?;
@@ -33,10 +48,10 @@ impl DirectoryCache {
 
     pub(crate) fn insert(&self, node: u64, fd: OwnedFd) -> Arc<OwnedFd> {
         let fd = Arc::new(fd);
-        let mut recent = self.0.lock();
+        let mut recent = self.recent.lock();
         recent.clock += 1;
         let clock = recent.clock;
-        if recent.by_node.len() >= DIRECTORIES_MAX {
+        if recent.by_node.len() >= self.kept_max.max(1) {
             // Drops the older half at once, so that the search is paid once in a while only.
             let mut used: Vec<u64> = recent.by_node.values().map(|(_, used)| *used).collect();
             used.sort_unstable();
@@ -48,11 +63,11 @@ impl DirectoryCache {
     }
 
     pub(crate) fn remove(&self, node: u64) {
-        self.0.lock().by_node.remove(&node);
+        self.recent.lock().by_node.remove(&node);
     }
 
     pub(crate) fn clear(&self) {
-        self.0.lock().by_node.clear();
+        self.recent.lock().by_node.clear();
     }
 }
 

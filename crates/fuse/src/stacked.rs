@@ -122,9 +122,7 @@ impl Stacked {
         options.passthrough &= root;
         let mut report = MountReport::default();
         losses(&covered, &options, root, &mut report.losses);
-        if covered.access() != Access::Handles {
-            raise_descriptor_limit();
-        }
+        raise_descriptor_limit();
         let directory =
             std::fs::canonicalize(covered.directory()).unwrap_or_else(|_| covered.directory().to_owned());
         let dead = std::mem::take(&mut options.foreign);
@@ -380,6 +378,7 @@ fn losses(covered: &Covered, options: &Options, root: bool, losses: &mut Vec<Str
     }
 }
 
+/// A file that a program has open costs one here, and so does every object where they cannot be opened by their handles.
 fn raise_descriptor_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
