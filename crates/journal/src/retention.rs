@@ -44,6 +44,33 @@ impl<S: Storage> Journal<S> {
         self.drop_while(protect, |bytes| bytes > self.options.retain_bytes)
     }
 
+    /// Drops the oldest segments, one by one, until there is room for the next one; none with a record of `protect` or a later
+    /// period. Does nothing unless there was no room at the last attempt to make a segment ahead.
+    ///
+    /// # Errors
+    /// As [`Journal::retain`].
+    pub fn make_room(&self, protect: Period) -> Result<Dropped, RetainError> {
+        let mut dropped = Dropped::default();
+        while self.can_make_room() {
+            let is_first = std::cell::Cell::new(true);
+            let one = self.drop_while(protect, |_| is_first.take())?;
+            if one.segments == 0 {
+                break;
+            }
+            dropped.segments += one.segments;
+            dropped.bytes += one.bytes;
+            self.prepare_ahead();
+        }
+        Ok(dropped)
+    }
+
+    /// Tells whether there was no room for the next segment, and there are old ones.
+    #[must_use]
+    pub fn can_make_room(&self) -> bool {
+        let state = self.lock();
+        state.found_no_room && state.segments.len() > 1
+    }
+
     /// Returns the bytes that the journal's segments occupy.
     #[must_use]
     pub fn size_bytes(&self) -> u64 {

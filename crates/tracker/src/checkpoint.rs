@@ -16,13 +16,12 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use highwater_journal::{Period, Storage};
+use highwater_journal::{AppendError, Period, Storage};
 use parking_lot::{Condvar, Mutex};
 
 use crate::change::Change;
 use crate::cursor::{CheckpointId, Cursor};
 use crate::error::RequestError;
-use crate::log::Recorded;
 use crate::mutation::{self, Mutation};
 use crate::record::Body;
 use crate::tracker::Shared;
@@ -232,39 +231,25 @@ impl<S: Storage> Shared<S> {
         if !log.is_changed {
             return Ok(None);
         }
-        if log.overflowing {
-            self.end_overflow(&mut log)?;
+        let full = || RequestError::Journal { why: "the journal's disk is full".to_owned() };
+        if log.overflowing && !log.end_overflow(&self.journal) {
+            return Err(full());
         }
         let period = log.period;
         let (kind, payload) = Body::Seal { time_ns: self.now_ns() }.encode();
-        let appended = match self.journal.append(kind, period, &payload) {
-            Err(highwater_journal::AppendError::Full { .. }) => {
-                self.journal.append_reserved(kind, period, &payload)
-            }
-            other => other,
-        };
-        match appended {
+        match self.journal.append(kind, period, &payload) {
             Ok(usn) => {
                 log.next_period();
                 Ok(Some(Seal { period, usn }))
             }
-            Err(error) => {
-                // Full: the disk has no room even for this. Nothing is lost that is not told: the record that says so is
-                // in this period, which stays open.
-                Err(RequestError::journal(&error))
+            // The room that is kept is for the record that says that others are missing, not for this one.
+            Err(AppendError::Full { .. }) => {
+                let recorded = log.overflow(&self.journal);
+                drop(log);
+                self.after_record(recorded);
+                Err(full())
             }
-        }
-    }
-
-    /// Tries whether there is room again. The period says then, once more, that records before here are missing.
-    fn end_overflow(&self, log: &mut crate::log::Log) -> Result<(), RequestError> {
-        log.overflowing = false;
-        match log.record_lost(&self.journal, crate::log::FULL.to_owned()) {
-            Recorded::Lost | Recorded::Overflow(_) => {
-                log.overflowing = true;
-                Err(RequestError::Journal { why: "the journal's disk is full".to_owned() })
-            }
-            Recorded::Yes | Recorded::First => Ok(()),
+            Err(error) => Err(RequestError::journal(&error)),
         }
     }
 }

@@ -121,7 +121,9 @@ impl<S: Storage> Shared<S> {
         ];
         state_file::write(self.journal.storage(), FILE, lines)
             .map_err(|source| RequestError::State { doing: "store the horizon", source })?;
-        if let Err(error) = self.journal.retain_size(Period(checkpoint.0 + 1)) {
+        let protect = Period(checkpoint.0 + 1);
+        let retained = self.journal.retain_size(protect).and_then(|_| self.journal.make_room(protect));
+        if let Err(error) = retained {
             tracing::warn!(error = crate::error::with_causes(&error), "old journal segments stay");
         }
         Ok(())

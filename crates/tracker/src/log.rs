@@ -31,8 +31,10 @@ pub(crate) struct Log {
     pub(crate) period: Period,
     /// Something was recorded in this period that a consumer has to hear of.
     pub(crate) is_changed: bool,
-    /// The first period that lost a record because the journal was full.
+    /// This period has lost a record because the journal was full.
     pub(crate) overflowing: bool,
+    /// A record in the journal says so.
+    pub(crate) overflow_is_recorded: bool,
     /// Why the journal does not accept records any more.
     pub(crate) failed: Option<String>,
     /// What this period tells of each object already.
@@ -61,6 +63,7 @@ impl Log {
             period,
             is_changed: false,
             overflowing: false,
+            overflow_is_recorded: false,
             failed: None,
             told: HashMap::new(),
             mentioned: HashSet::new(),
@@ -165,19 +168,44 @@ impl Log {
         match appended {
             Ok(()) if std::mem::replace(&mut self.is_changed, true) => Recorded::Yes,
             Ok(()) => Recorded::First,
-            Err(_) if self.overflowing || self.failed.is_some() => Recorded::Lost,
-            Err(AppendError::Full { .. }) => {
-                self.is_changed = true;
-                let (kind, payload) = Body::Lost { reason: FULL.to_owned() }.encode();
-                match journal.append_reserved(kind, self.period, &payload) {
-                    Ok(usn) => {
-                        self.overflowing = true;
-                        Recorded::Overflow(usn)
-                    }
-                    Err(error) => self.fail(&error),
-                }
-            }
+            Err(_) if self.failed.is_some() => Recorded::Lost,
+            Err(AppendError::Full { .. }) => self.overflow(journal),
             Err(error) => self.fail(&error),
+        }
+    }
+
+    /// There is no room for a record: consumers are fresh until there is. Says so in the journal too, if the room that is kept for
+    /// that has not been used yet.
+    pub(crate) fn overflow<S: Storage>(&mut self, journal: &Journal<S>) -> Recorded {
+        self.is_changed = true;
+        self.overflowing = true;
+        if self.overflow_is_recorded {
+            return Recorded::Lost;
+        }
+        let (kind, payload) = Body::Lost { reason: FULL.to_owned() }.encode();
+        match journal.append_reserved(kind, self.period, &payload) {
+            Ok(usn) => {
+                self.overflow_is_recorded = true;
+                Recorded::Overflow(usn)
+            }
+            Err(AppendError::Full { .. }) => Recorded::Lost,
+            Err(error) => self.fail(&error),
+        }
+    }
+
+    /// Tries whether there is room again. The period says then, once more, that records before here are missing. False: there is none.
+    pub(crate) fn end_overflow<S: Storage>(&mut self, journal: &Journal<S>) -> bool {
+        match self.append(journal, &Body::Lost { reason: FULL.to_owned() }) {
+            Ok(()) => {
+                self.overflowing = false;
+                self.overflow_is_recorded = false;
+                true
+            }
+            Err(AppendError::Full { .. }) => false,
+            Err(error) => {
+                self.fail(&error);
+                false
+            }
         }
     }
 

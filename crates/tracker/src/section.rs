@@ -115,7 +115,8 @@ impl<S: Storage> Section<S> {
         let is_large = log.is_large();
         drop(log);
         shared.after_record(recorded);
-        if is_large {
+        // While there still is some: a full journal cannot move the horizon, and so drops nothing.
+        if is_large || shared.journal.can_make_room() {
             shared.request_horizon();
         }
     }
@@ -221,13 +222,9 @@ impl<S: Storage> Shared<S> {
             (AppendError::Full { .. }, OnFull::Fail) => Err(SectionError::Full),
             (AppendError::Full { .. }, OnFull::Overflow) => {
                 // The record that says so takes the place of all intents: after a crash everything is fresh.
-                let recorded = {
+                let (recorded, is_recorded) = {
                     let mut log = self.log.lock();
-                    if log.overflowing {
-                        Recorded::Lost
-                    } else {
-                        log.record_lost(&self.journal, crate::log::FULL.to_owned())
-                    }
+                    (log.overflow(&self.journal), log.overflow_is_recorded)
                 };
                 let durable = match recorded {
                     Recorded::Overflow(usn) => self.journal.sync(usn),
@@ -236,8 +233,10 @@ impl<S: Storage> Shared<S> {
                 self.after_record(recorded);
                 if self.log.lock().failed.is_some() || durable.is_err() {
                     Err(SectionError::Failed)
-                } else {
+                } else if is_recorded {
                     Ok(())
+                } else {
+                    Err(SectionError::Full)
                 }
             }
             _ => {
