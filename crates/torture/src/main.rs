@@ -21,6 +21,7 @@ mod compare;
 mod crash_hole;
 mod crash_images;
 mod fake;
+mod faults;
 mod kill_loop;
 mod line;
 mod mapping;
@@ -42,6 +43,8 @@ enum Command {
     KillLoop(kill_loop::KillLoopArgs),
     CrashHole(crash_hole::CrashHoleArgs),
     CrashImages(crash_images::CrashImagesArgs),
+    Faults(faults::FaultsArgs),
+    KillPoints(faults::kill_points::KillPointsArgs),
     Bench(bench::BenchArgs),
     #[command(hide = true)]
     Worker(worker::WorkerArgs),
@@ -61,6 +64,8 @@ fn main() -> ExitCode {
         Command::KillLoop(arguments) => kill_loop::main(arguments),
         Command::CrashHole(arguments) => crash_hole::main(arguments),
         Command::CrashImages(arguments) => crash_images::main(arguments),
+        Command::Faults(arguments) => faults::main(arguments),
+        Command::KillPoints(arguments) => faults::kill_points::main(arguments),
         Command::Bench(arguments) => bench::main(arguments),
         Command::Worker(arguments) => worker::main(arguments),
     };

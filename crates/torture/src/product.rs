@@ -28,7 +28,7 @@ pub(crate) struct ProductArgs {
 }
 
 impl ProductArgs {
-    fn binary(&self) -> Result<PathBuf> {
+    pub(crate) fn binary(&self) -> Result<PathBuf> {
         if let Some(path) = &self.highwater {
             return path.canonicalize().with_context(|| format!("no binary at {}", path.display()));
         }
@@ -112,6 +112,13 @@ impl Product {
         Ok(OpenOptions::new().create(true).append(true).open(&self.log)?)
     }
 
+    /// The last lines that a tracker has said on stderr.
+    pub(crate) fn last_words(&self) -> String {
+        let log = std::fs::read_to_string(&self.log).unwrap_or_default();
+        let tail: Vec<&str> = log.lines().rev().take(5).collect();
+        tail.into_iter().rev().collect::<Vec<_>>().join(" | ")
+    }
+
     /// `highwater track`, not started; its output is to be read from a pipe.
     pub(crate) fn track_command(&self) -> Result<Command> {
         let mut command = Command::new(&self.binary);
@@ -125,12 +132,6 @@ impl Product {
         let begun = Instant::now();
         let mut child =
             self.track_command()?.spawn().with_context(|| format!("cannot run {}", self.binary.display()))?;
-        let pid = child.id();
-        let dir = self.dir.clone();
-        let undo = Guard::new(move || {
-            kill_if_tracker(pid);
-            unmount_all(&dir);
-        });
         let output = child.stdout.take().context("no stdout")?;
         let (tell, told) = mpsc::channel();
         // Reads on for ever, so that the tracker never blocks on a full pipe.
@@ -139,7 +140,7 @@ impl Product {
                 let _ = tell.send(line);
             }
         });
-        let mut tracking = Tracking { child: Some(child), _undo: undo };
+        let mut tracking = self.tracking_of(child);
         let deadline = begun + Duration::from_secs(60);
         loop {
             match told.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
@@ -153,15 +154,21 @@ impl Product {
                 }
                 Err(mpsc::RecvTimeoutError::Disconnected) => {
                     let status = tracking.child.as_mut().map(Child::wait).transpose()?;
-                    let log = std::fs::read_to_string(&self.log).unwrap_or_default();
-                    let tail: Vec<&str> = log.lines().rev().take(5).collect();
-                    bail!(
-                        "`highwater track` ended before it tracked ({status:?}): {}",
-                        tail.into_iter().rev().collect::<Vec<_>>().join(" | ")
-                    )
+                    bail!("`highwater track` ended before it tracked ({status:?}): {}", self.last_words())
                 }
             }
         }
+    }
+
+    /// A tracker that has been started.
+    pub(crate) fn tracking_of(&self, child: Child) -> Tracking {
+        let pid = child.id();
+        let dir = self.dir.clone();
+        let undo = Guard::new(move || {
+            kill_if_tracker(pid);
+            unmount_all(&dir);
+        });
+        Tracking { child: Some(child), _undo: undo }
     }
 
     /// Starts a command; the caller reads its output.
@@ -219,6 +226,12 @@ impl Product {
         self.ask(command.arg("add").arg(&self.dir).arg(consumer)).map(drop)
     }
 
+    /// `highwater consumer remove`.
+    pub(crate) fn remove_consumer(&self, consumer: &str) -> Result<(), AskError> {
+        let mut command = self.command("consumer");
+        self.ask(command.arg("remove").arg(&self.dir).arg(consumer)).map(drop)
+    }
+
     /// `highwater stop`: a clean stop.
     pub(crate) fn stop(&self, mut tracking: Tracking) -> Result<()> {
         let mut command = self.command("stop");
@@ -273,7 +286,7 @@ impl Drop for Tracking {
 }
 
 /// Kills by id, but only if the id still is a tracker: the child may have been waited for.
-fn kill_if_tracker(pid: u32) {
+pub(crate) fn kill_if_tracker(pid: u32) {
     let Ok(command) = std::fs::read(format!("/proc/{pid}/cmdline")) else { return };
     let mut words = command.split(|byte| *byte == 0);
     let is_highwater = words.next().is_some_and(|word| word.ends_with(b"highwater"));
