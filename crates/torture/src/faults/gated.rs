@@ -1,4 +1,4 @@
-//! A tracker behind a [`gate`](super::gate): killed at, or failed from, a chosen call.
+//! A tracker behind a [`super::gate`]: killed at, or failed from, a chosen call.
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
