@@ -377,6 +377,14 @@ pub fn generate(random: &mut Random, mix: Mix) -> Vec<Turn> {
                 push(Action::Stop, false);
                 pauses(random, &mut push);
             }
+            14 | 15 if mix.with_clock && random.once_in(2) => {
+                // What is made now is born before the window.
+                push(Action::SetClock(-28), false);
+                push(Action::Do(Op::Mkdir(at(random))), false);
+                push(Action::WriteBack(4), false);
+                push(Action::Do(Op::Create(at(random))), false);
+                push(Action::Do(Op::Create(at(random))), false);
+            }
             14 if mix.with_clock => {
                 push(Action::SetClock(i32::from(random.byte() % 50) - 30), random.once_in(3));
             }

@@ -70,6 +70,8 @@ impl<S: Storage> Shared<S> {
         if mutation::is(Mutation::WindowAfterBarrier) {
             self.wait_for(&self.sections);
         }
+        let early =
+            mutation::is(Mutation::CheckpointBeforeWindow).then(|| self.checkpoint(None)).transpose()?;
         let (intents_from, time_ns) = {
             let mut coverage = self.coverage.lock();
             coverage.begin_window(self.now_ns());
@@ -77,7 +79,7 @@ impl<S: Storage> Shared<S> {
             self.is_unstable.store(false, Ordering::Relaxed);
             (self.journal.next_usn(), coverage.began_ns)
         };
-        let moved = self.advance_horizon_to(intents_from, time_ns);
+        let moved = self.advance_horizon_to(intents_from, time_ns, early);
         if moved.is_err() {
             // ORDERING: a hint to try again.
             self.is_unstable.store(true, Ordering::Relaxed);
@@ -89,6 +91,7 @@ impl<S: Storage> Shared<S> {
         &self,
         intents_from: highwater_journal::Usn,
         time_ns: u64,
+        early: Option<crate::cursor::CheckpointId>,
     ) -> Result<(), RequestError> {
         if !mutation::is(Mutation::NoHorizonBarrier) && !mutation::is(Mutation::WindowAfterBarrier) {
             self.wait_for(&self.sections);
@@ -103,7 +106,7 @@ impl<S: Storage> Shared<S> {
             self.is_unstable.store(false, Ordering::Relaxed);
         }
         // Not earlier: a record that does not count after a crash, since its period is not p, must have an intent that does.
-        let checkpoint = self.checkpoint(None)?;
+        let checkpoint = early.map_or_else(|| self.checkpoint(None), Ok)?;
         self.sync_journal()?;
         let synced = if mutation::is(Mutation::NoSyncfs) { Ok(()) } else { self.source().sync_filesystem() };
         synced.map_err(|source| RequestError::Source { doing: "sync the tracked filesystem", source })?;

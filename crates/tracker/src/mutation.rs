@@ -24,6 +24,8 @@ pub enum Mutation {
     SealNotDurable,
     /// The horizon does not wait for the operations that went on under an older intent.
     NoHorizonBarrier,
+    /// The horizon makes its checkpoint before it begins its window.
+    CheckpointBeforeWindow,
     /// The horizon begins its window after the wait for older operations.
     WindowAfterBarrier,
     /// The horizon moves without the tracked filesystem having been synced.
@@ -53,7 +55,7 @@ pub enum Mutation {
 #[cfg(feature = "mutants")]
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::CoverageOutsideSection,
         Self::RecordInOldPeriod,
         Self::NoBarrier,
@@ -61,6 +63,7 @@ impl Mutation {
         Self::NoSettle,
         Self::SealNotDurable,
         Self::NoHorizonBarrier,
+        Self::CheckpointBeforeWindow,
         Self::WindowAfterBarrier,
         Self::NoSyncfs,
         Self::NoWriterIntents,
