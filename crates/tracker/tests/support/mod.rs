@@ -140,6 +140,16 @@ pub(crate) fn facts(root: &Path, boot_id: &str, unbroken: bool) -> VolumeFacts {
     VolumeFacts { root: handle(root), directory: root.to_owned(), boot_id: boot_id.to_owned(), unbroken }
 }
 
+pub(crate) fn source(root: &Path) -> Arc<TestSource> {
+    Arc::new(TestSource {
+        root: root.to_owned(),
+        settled: AtomicU64::new(0),
+        is_unsettled: AtomicBool::new(false),
+        synced: AtomicU64::new(0),
+        meanwhile: Mutex::new(None),
+    })
+}
+
 pub(crate) fn config() -> Config {
     let mut config = Config::default();
     // The tests move the horizon themselves.
@@ -173,13 +183,7 @@ impl<S: Storage> Volume<S> {
         let root = directory.join("tree");
         fs::create_dir_all(&root).unwrap();
         let (tracker, opening) = Tracker::open(storage, facts(&root, boot_id, unbroken), config).unwrap();
-        let source = Arc::new(TestSource {
-            root: root.clone(),
-            settled: AtomicU64::new(0),
-            is_unsettled: AtomicBool::new(false),
-            synced: AtomicU64::new(0),
-            meanwhile: Mutex::new(None),
-        });
+        let source = source(&root);
         tracker.start(Arc::clone(&source) as Arc<dyn Source>).unwrap();
         Self { tracker, source, opening, root }
     }
