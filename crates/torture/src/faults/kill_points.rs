@@ -76,6 +76,7 @@ const PHASES: [Phase; 7] =
 
 /// Runs it.
 pub(crate) fn main(arguments: &KillPointsArgs) -> Result<()> {
+    super::own_mounts()?;
     crate::mapping::survive_sigbus();
     let seed = arguments.seed.unwrap_or_else(|| fastrand::u64(1..1_000_000_000));
     let phases = if arguments.phases.is_empty() { PHASES.to_vec() } else { arguments.phases.clone() };

@@ -19,7 +19,8 @@ mod states;
 
 use std::time::Instant;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use rustix::mount::{MountPropagationFlags, UnmountFlags};
 
 use crate::product::ProductArgs;
 
@@ -81,8 +82,26 @@ const SCENARIOS: &[Scenario] = &[
     scenario("damage", true, "single bytes of a state are changed", damage::run),
 ];
 
+/// Gives this thread, and all that it starts, mounts of their own: another test that copies the mounts it sees does not keep ours
+/// alive, nor do we keep theirs. What is mounted goes with the process.
+fn own_mounts() -> Result<()> {
+    // SAFETY: takes no pointers; what this thread does not share any more with the others ends with it.
+    if unsafe { libc::unshare(libc::CLONE_FS | libc::CLONE_NEWNS) } < 0 {
+        return Err(std::io::Error::last_os_error()).context("unshare: root is needed");
+    }
+    rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
+    let mounts = std::fs::read_to_string("/proc/thread-self/mountinfo")?;
+    for point in mounts.lines().rev().filter_map(|line| line.split(' ').nth(4)) {
+        if point.contains("/highwater-") {
+            let _ = rustix::mount::unmount(point, UnmountFlags::DETACH);
+        }
+    }
+    Ok(())
+}
+
 /// Runs them. All are run, also after a failure.
 pub(crate) fn main(arguments: &FaultsArgs) -> Result<()> {
+    own_mounts()?;
     crate::mapping::survive_sigbus();
     for name in &arguments.names {
         ensure!(SCENARIOS.iter().any(|one| one.name == name), "no scenario {name:?}; see --list");

@@ -165,6 +165,21 @@ pub(crate) fn restored(arguments: &ProductArgs) -> Result<String> {
             || since.lines.iter().any(|line| line.path == b"top" || line.recursive || line.path == b"."),
         "the restored consumer is not told what changed since the backup"
     );
+    // The restored volume counts on: it reaches the number of that checkpoint again, with other contents.
+    let number = |cursor: &str| cursor.split('.').nth(2).and_then(|part| part.parse::<u64>().ok());
+    let wanted = number(&cursor).context("not a cursor")?;
+    let mut reached = number(&early.cursor);
+    for round in 8..40 {
+        script::run(&tree, round);
+        let late = stage.product.changes_since(&cursor).map_err(|error| anyhow::anyhow!("{error}"))?;
+        ensure!(
+            late.fresh,
+            "a cursor of the history that was replaced was taken: {} lines",
+            late.lines.len()
+        );
+        reached = number(&late.cursor);
+    }
+    ensure!(reached > Some(wanted), "the volume has not come so far again: {reached:?} of {wanted}");
     stage.pass(
         "a cursor from after the backup is fresh; the consumers of the backup are told what changed since",
     )
