@@ -70,18 +70,18 @@ impl Writers {
     }
 
     /// One open is gone. Returns whether the object may have changed since the last sample.
+    ///
+    /// Compared at the last one only. While others have it open, their writes may be in flight, and a sample that is not followed
+    /// by a wait for them must not become the last one: the next checkpoint samples, waits and compares.
     pub(crate) fn closed(&mut self, object: &FileHandle, sample: Option<Sample>) -> bool {
         let Some(writer) = self.writers.get_mut(object) else { return false };
         writer.opens = writer.opens.saturating_sub(1);
-        let changed =
-            writer.carried || sample.is_some_and(|sample| writer.mode.unseen && sample != writer.last);
-        if let Some(sample) = sample {
-            writer.last = sample;
+        if writer.opens > 0 {
+            return false;
         }
-        writer.changed |= changed;
-        if writer.opens == 0 {
-            self.writers.remove(object);
-        }
+        let differs = sample.is_some_and(|sample| writer.mode.unseen && sample != writer.last);
+        let changed = writer.carried || differs;
+        self.writers.remove(object);
         changed
     }
 
@@ -199,5 +199,16 @@ mod tests {
         assert_eq!(writers.len(), 1);
         assert!(!writers.closed(&object(), Some(sample(1))));
         assert_eq!(writers.len(), 0);
+    }
+
+    /// A write of another program may be in flight, with its timestamp set and its data not: nobody has waited for it.
+    #[test]
+    fn a_close_leaves_the_comparison_to_the_checkpoint_while_others_have_it_open() {
+        let mut writers = Writers::default();
+        writers.opened(&object(), UNSEEN, sample(1), None);
+        writers.opened(&object(), UNSEEN, sample(1), None);
+        assert!(!writers.sampled(&object(), sample(1), false, None));
+        assert!(!writers.closed(&object(), Some(sample(2))));
+        assert!(writers.sampled(&object(), sample(2), false, None), "the wait comes after this sample");
     }
 }
