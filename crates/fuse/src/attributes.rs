@@ -72,8 +72,7 @@ impl Filesystem {
         if input.valid & CHANGES == 0 {
             return Ok(request.reply(&self.attr_out(node, &statx_fd(object.as_fd())?)));
         }
-        let target = self.target(node)?;
-        let section = self.section_for(&target)?;
+        let (target, section) = self.section_for(node)?;
         let (data, other) = (input.valid & fattr::SIZE != 0, input.valid & (CHANGES & !fattr::SIZE) != 0);
         let mut effect = false;
         let result = self.apply(&input, object.as_fd(), &mut effect);

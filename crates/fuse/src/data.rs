@@ -92,8 +92,7 @@ impl Filesystem {
             return Ok(request.reply(&out));
         }
         self.note_opener(request, flags);
-        let target = self.target(node)?;
-        let section = self.section_for(&target)?;
+        let (target, section) = self.section_for(node)?;
         let (open, backing) = self.begin_open(node, None)?;
         match self.open_for_writing(&*section, &target.handle, node, &open, backing, flags) {
             Ok(out) => {
@@ -365,8 +364,7 @@ impl Filesystem {
         let data = body.bytes(input.size)?;
         let file = self.open_files.get(input.fh)?;
         let fd = file.writable()?;
-        let target = self.target(file.node)?;
-        let section = self.section_for(&target)?;
+        let (target, section) = self.section_for(file.node)?;
         let mut written = 0;
         let mut write = || {
             while written < data.len() {
@@ -400,8 +398,7 @@ impl Filesystem {
         let input: FallocateIn = request.body().take()?;
         let file = self.open_files.get(input.fh)?;
         let fd = file.writable()?;
-        let target = self.target(file.node)?;
-        let section = self.section_for(&target)?;
+        let (target, section) = self.section_for(file.node)?;
         let mode = FallocateFlags::from_bits_retain(input.mode);
         // The kernel's VFS leaves it to the filesystem to take privileges away here, and the caller's are not told.
         rustix::fs::fallocate(fd, mode, input.offset, input.length)?;
@@ -417,8 +414,7 @@ impl Filesystem {
         let source = self.open_files.get(input.fh_in)?;
         let file = self.open_files.get(input.fh_out)?;
         let (from, to) = (source.readable()?, file.writable()?);
-        let target = self.target(file.node)?;
-        let section = self.section_for(&target)?;
+        let (target, section) = self.section_for(file.node)?;
         let (mut from_offset, mut to_offset) = (input.off_in, input.off_out);
         // The narrow answer has 32 bits for the length.
         let limit = if wide { input.len } else { input.len.min(u64::from(u32::MAX) & !0xfff) };

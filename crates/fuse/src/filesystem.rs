@@ -159,10 +159,13 @@ impl Filesystem {
     }
 
     /// Enters a section and announces a change of what a node is.
-    pub(crate) fn section_for(&self, target: &Target) -> Result<Box<dyn WriteSection + '_>, Errno> {
+    ///
+    /// What covers it is looked up inside: before, it could be renamed and the window could end until the section is entered.
+    pub(crate) fn section_for(&self, node: u64) -> Result<(Target, Box<dyn WriteSection + '_>), Errno> {
         let section = self.sections.enter();
-        section.intend(&[intent(target)])?;
-        Ok(section)
+        let target = self.target(node)?;
+        section.intend(&[intent(&target)])?;
+        Ok((target, section))
     }
 
     pub(crate) fn keeps_descriptors(&self) -> bool {

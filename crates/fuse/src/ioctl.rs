@@ -46,8 +46,7 @@ impl Filesystem {
                 Ok(request.reply_parts(out.as_bytes(), &buffer.as_bytes()[..len]))
             }
             SET_FLAGS | SET_XATTR => {
-                let target = self.target(request.node())?;
-                let section = self.section_for(&target)?;
+                let (target, section) = self.section_for(request.node())?;
                 let result = with_fd(&mut buffer)?;
                 self.touched.node(request.node(), Touch::Attributes);
                 section.record(metadata(&target), &mut || {});

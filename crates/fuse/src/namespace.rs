@@ -98,9 +98,10 @@ impl Filesystem {
         let directory = self.object(parent)?;
         let parent_handle = self.handle(parent)?;
         let object = self.object(input.oldnodeid)?;
-        let target = self.target(input.oldnodeid)?;
+        let handle = self.handle(input.oldnodeid)?;
         let section = self.sections.enter();
-        section.intend(&[Intent::Directory(&parent_handle), Intent::Object(&target.handle)])?;
+        let intents = [Intent::Directory(&parent_handle), Intent::Object(&handle)];
+        section.intend(&intents)?;
         let path = proc_path(object.as_fd());
         rustix::fs::linkat(CWD, path.as_c_str(), directory.as_fd(), name, AtFlags::SYMLINK_FOLLOW)?;
         self.touched.directory(parent);
@@ -112,6 +113,7 @@ impl Filesystem {
             place: place(&parent_handle, name.to_bytes()),
         };
         section.record(change, &mut || entry = self.entry(&found, Some((parent, name.to_bytes()))));
+        renew(&*section, &intents, &parent_handle);
         let sent = request.reply(&entry);
         drop(section);
         Ok(sent)
@@ -125,6 +127,7 @@ impl Filesystem {
         let section = self.sections.enter();
         section.intend(&[Intent::Directory(&parent_handle)])?;
         let (victim, fd) = self.covered.find_open(directory.as_fd(), name)?;
+        intend_removal(&*section, &victim)?;
         let flags = if is_directory { AtFlags::REMOVEDIR } else { AtFlags::empty() };
         rustix::fs::unlinkat(directory.as_fd(), name, flags)?;
         self.touched.directory(parent);
@@ -172,13 +175,17 @@ impl Filesystem {
             Err(errno) => return Err(errno),
         };
         let section = self.sections.enter();
-        section.intend(&[Intent::Directory(&from_handle), Intent::Directory(&to_handle)])?;
+        let intents = [Intent::Directory(&from_handle), Intent::Directory(&to_handle)];
+        section.intend(&intents)?;
         let exchanged =
             replaced.as_ref().filter(|_| flags.contains(RenameFlags::EXCHANGE)).map(|(other, _)| other);
         for moved in [Some(&source), exchanged].into_iter().flatten() {
             if object_type(&moved.stat) == ObjectType::Directory {
                 section.intend(&[Intent::Move(&moved.handle)])?;
             }
+        }
+        if let Some((replaced, _)) = replaced.as_ref().filter(|_| exchanged.is_none()) {
+            intend_removal(&*section, replaced)?;
         }
         let rename =
             || rustix::fs::renameat_with(from_dir.as_fd(), from_name, to_dir.as_fd(), to_name, flags);
@@ -239,8 +246,31 @@ impl Filesystem {
             };
             section.record(change, &mut || {});
         }
+        renew(&*section, &intents, &to_handle);
         let sent = request.done();
         drop(section);
         Ok(sent)
+    }
+}
+
+/// A directory that is about to lose its name has an intent of its own, which one that was emptied in this window has already.
+///
+/// After a crash it may be back, and what a consumer holds at its name may be another one, made later: in the directory above,
+/// names alone are compared.
+fn intend_removal(section: &dyn WriteSection, victim: &Found) -> Result<(), Errno> {
+    if object_type(&victim.stat) == ObjectType::Directory {
+        section.intend(&[Intent::Directory(&victim.handle)])?;
+    }
+    Ok(())
+}
+
+/// Asks for intents once more, after an object has got another name and that has been recorded.
+///
+/// Until then, who opened it looked for what covers the old name. If a new window began after our first intents, nothing in it would
+/// cover the new name. It costs nothing as long as the window is the same.
+fn renew(section: &dyn WriteSection, intents: &[Intent<'_>], directory: &FileHandle) {
+    if section.intend(intents).is_err() {
+        // The journal takes none. This makes it say so, as far as it still can.
+        section.lost_sight(directory);
     }
 }

@@ -47,8 +47,7 @@ impl Filesystem {
         change: impl FnOnce(&std::ffi::CStr, std::os::fd::BorrowedFd<'_>) -> Result<(), Errno>,
     ) -> Result<Sent, Errno> {
         let object = self.object(request.node())?;
-        let target = self.target(request.node())?;
-        let section = self.section_for(&target)?;
+        let (target, section) = self.section_for(request.node())?;
         change(proc_path(object.as_fd()).as_c_str(), object.as_fd())?;
         self.touched.node(request.node(), Touch::Attributes);
         section.record(metadata(&target), &mut || {});
