@@ -393,11 +393,25 @@ pub(crate) fn handle_of(at: BorrowedFd<'_>, name: &CStr) -> Result<FileHandle, E
 }
 
 /// `open_by_handle_at(2)`.
+///
+/// ext4 answers `ENOMEM` for a handle of an object that is gone while another is being made of the same inode number
+/// (`iget_locked` finds an inode with `I_CREATING`). That takes no time worth speaking of, so it is asked again.
 pub(crate) fn open_by_handle(
     mount: BorrowedFd<'_>,
     handle: &FileHandle,
     flags: OFlags,
 ) -> Result<OwnedFd, Errno> {
+    const ATTEMPTS: u32 = 20;
+    for _ in 1..ATTEMPTS {
+        match open_by_handle_once(mount, handle, flags) {
+            Err(Errno::NOMEM) => std::thread::sleep(std::time::Duration::from_micros(100)),
+            opened => return opened,
+        }
+    }
+    open_by_handle_once(mount, handle, flags)
+}
+
+fn open_by_handle_once(mount: BorrowedFd<'_>, handle: &FileHandle, flags: OFlags) -> Result<OwnedFd, Errno> {
     let mut raw = RawHandle { len: 0, handle_type: handle.handle_type(), bytes: [0; HANDLE_BYTES_MAX] };
     let opaque = handle.opaque();
     raw.len = u32::try_from(opaque.len()).map_err(|_| Errno::INVAL)?;

@@ -277,6 +277,30 @@ fn after_settling_the_mount_shows_what_ended_sections_did() {
     });
 }
 
+/// ext4 uses inode numbers again at once, and a look for the old object meets the new one while it is being made.
+#[test]
+fn an_object_that_is_gone_is_gone_also_while_its_number_is_used_again() {
+    everywhere(|fx| {
+        fs::write(fx.path("f"), "").unwrap();
+        let gone = handle_of(fx, "f");
+        fs::remove_file(fx.path("f")).unwrap();
+        let source = fx.stacked().source();
+        let end = Instant::now() + Duration::from_millis(400);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while Instant::now() < end {
+                    fs::write(fx.path("other"), "").unwrap();
+                    fs::remove_file(fx.path("other")).unwrap();
+                }
+            });
+            while Instant::now() < end {
+                let sample = source.sample(&gone).unwrap();
+                assert!(sample.is_none_or(|sample| sample.nlink == 0), "{sample:?}");
+            }
+        });
+    });
+}
+
 #[test]
 fn waiting_for_writes_waits_for_one_that_is_stalled_and_for_nothing_else() {
     everywhere(|fx| {
