@@ -3,7 +3,7 @@
 
 CARGO ?= cargo
 
-.PHONY: demo test install torture external bench clean
+.PHONY: demo test install torture external bench bpf clean
 
 demo: ## Build, and tell the whole story on real files in a temporary directory (under a minute)
 	./scripts/need.sh gcc libc6-dev fuse3
@@ -24,6 +24,10 @@ external: ## The external suites in full
 
 bench: ## The benchmarks of docs/benchmarks.md
 	./benches/run.sh
+
+bpf: ## The BPF object of the write barrier in place, from its source; the result is committed
+	./scripts/need.sh clang llvm
+	./scripts/bpf.sh
 
 clean:
 	$(CARGO) clean

@@ -2,7 +2,10 @@
 //!
 //! The kernel tells of changes after they were made. So a batch is complete only if the changes that were under way have
 //! ended when the last event is read: that is what the [`WriteBarrier`] is for.
+//!
+//! [`barrier`] is the one in BPF, which is of use alone too.
 
+pub mod barrier;
 mod write_barrier;
 
 pub use write_barrier::{BarrierError, CarriedOver, Freeze, Holdup, WriteBarrier};

@@ -1,0 +1,118 @@
+//! The BPF programs: loading them, and running one over all tasks.
+//!
+//! A program is an iterator. It runs inside `read` of a descriptor that this module makes for each scan; between two scans nothing of it
+//! is attached to anything.
+
+use std::io::Read;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use aya::maps::{Array, MapData};
+use aya::programs::{Iter, ProgramError};
+use aya::{Btf, Ebpf, include_bytes_aligned};
+
+use super::error::{ScanError, StartError};
+use super::record::{Control, Kind, RECORD, Record, Scan, SwitchedOff};
+
+static OBJECT: &[u8] = include_bytes_aligned!("../../bpf/scan.bpf.o");
+
+const TASKS: &str = "scan_tasks";
+const FILES: &str = "scan_files";
+
+/// The programs, loaded.
+pub(super) struct Programs {
+    ebpf: Ebpf,
+    control: Array<MapData, Control>,
+    told: Control,
+    buffer: Vec<u8>,
+}
+
+impl Programs {
+    /// Loads the programs, fitted to the running kernel.
+    pub(super) fn load() -> Result<Self, StartError> {
+        let btf = Btf::from_sys_fs().map_err(StartError::NoBtf)?;
+        let refused = |error: Box<dyn std::error::Error + Send + Sync>| StartError::Refused(error);
+        let mut ebpf = Ebpf::load(OBJECT).map_err(|error| refused(Box::new(error)))?;
+        for (name, over) in [(TASKS, "task"), (FILES, "task_file")] {
+            iterator(&mut ebpf, name)
+                .and_then(|program| program.load(over, &btf))
+                .map_err(|error| refused(Box::new(error)))?;
+        }
+        let map =
+            ebpf.take_map("control").ok_or_else(|| refused("the object has no map `control`".into()))?;
+        let control = Array::try_from(map).map_err(|error| refused(Box::new(error)))?;
+        Ok(Self { ebpf, control, told: Control::new(), buffer: vec![0; 1 << 16] })
+    }
+
+    /// The address of the superblock that a descriptor of this process is on. It stays the same while the descriptor is open.
+    pub(super) fn locate(&mut self, fd: BorrowedFd<'_>) -> Result<u64, ScanError> {
+        self.told.mode = 1;
+        self.told.tid = rustix::thread::gettid().as_raw_nonzero().get();
+        self.told.fd = fd.as_raw_fd().unsigned_abs();
+        let records = self.run(TASKS)?;
+        let found = records.iter().find(|record| record.kind == Kind::Located).map(|record| record.work);
+        found.filter(|superblock| *superblock != 0).ok_or(ScanError::NotLocated)
+    }
+
+    /// Looks at every task once.
+    pub(super) fn tasks(&mut self, superblock: u64, off: SwitchedOff) -> Result<Scan, ScanError> {
+        self.told.mode = 0;
+        self.told.superblock = superblock;
+        self.told.off = off.0;
+        let mut records = self.run(TASKS)?;
+        let end = records.pop().ok_or(ScanError::Incomplete)?;
+        let scan = Scan {
+            records,
+            uses_rings: end.rings != 0,
+            uses_asynchronous: end.rings != 0 || end.call != 0,
+            has_kernel_writers: end.kernel_writers != 0,
+            has_old_rings: end.compat != 0,
+        };
+        if scan.uses_rings && scan.has_old_rings { Err(ScanError::OldRings) } else { Ok(scan) }
+    }
+
+    /// The open files of the superblock with direct I/O in flight.
+    pub(super) fn files(&mut self, superblock: u64) -> Result<Vec<Record>, ScanError> {
+        self.told.mode = 0;
+        self.told.superblock = superblock;
+        let mut records = self.run(FILES)?;
+        records.pop();
+        Ok(records)
+    }
+
+    /// Runs a program over all tasks. The last record is the one that says that the scan was whole.
+    fn run(&mut self, name: &str) -> Result<Vec<Record>, ScanError> {
+        fn program(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> ScanError {
+            ScanError::Program(error.into())
+        }
+        self.control.set(0, self.told, 0).map_err(program)?;
+        let iterator = iterator(&mut self.ebpf, name).map_err(program)?;
+        let link = iterator.attach().map_err(program)?;
+        let link = iterator.take_link(link).map_err(program)?;
+        let mut file = link.into_file().map_err(program)?;
+        let mut records = Vec::new();
+        loop {
+            let length = match file.read(&mut self.buffer) {
+                Ok(0) => break,
+                Ok(length) => length,
+                // The kernel gives other tasks a turn after a million objects without output.
+                Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR)) => continue,
+                Err(error) => return Err(ScanError::Read(error)),
+            };
+            let (whole, rest) = self.buffer[..length].as_chunks::<RECORD>();
+            if !rest.is_empty() {
+                return Err(ScanError::Incomplete);
+            }
+            for bytes in whole {
+                records.push(Record::parse(bytes).ok_or(ScanError::Incomplete)?);
+            }
+        }
+        match records.last() {
+            Some(last) if last.kind == Kind::End => Ok(records),
+            _ => Err(ScanError::Incomplete),
+        }
+    }
+}
+
+fn iterator<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Iter, ProgramError> {
+    ebpf.program_mut(name).ok_or(ProgramError::UnexpectedProgramType)?.try_into()
+}

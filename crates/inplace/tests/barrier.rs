@@ -1,0 +1,356 @@
+//! The barrier on a real kernel, against calls that stall. Needs root; fails without.
+
+mod support;
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use highwater_inplace::WriteBarrier;
+use highwater_inplace::barrier::{BarrierError, FilesystemBarrier, vfs_write_barrier};
+use support::{DirectWrite, Interface, LENGTH, Mounted, Stalled, child, passes, prepare_direct, stalls};
+
+#[test]
+fn a_barrier_waits_for_a_stalled_write_and_for_nothing_else() {
+    for kind in ["tmpfs", "ext4", "xfs", "btrfs"] {
+        let mounted = Mounted::new(kind);
+        let barrier = FilesystemBarrier::new(File::open(mounted.path()).unwrap()).unwrap();
+        let other = Mounted::new("tmpfs");
+        let elsewhere = FilesystemBarrier::new(File::open(other.path()).unwrap()).unwrap();
+        passes(&barrier);
+        let file = File::create(mounted.path().join("victim")).unwrap();
+        let write = Stalled::start("pwrite", move |late| file.write_all_at(late.bytes(), 0));
+        stalls(&barrier, "pwrite64");
+        for number in 0..1000 {
+            fs::write(mounted.path().join(format!("other-{}", number % 20)), number.to_string()).unwrap();
+        }
+        stalls(&barrier, "pwrite64");
+        passes(&elsewhere);
+        write.finish().unwrap();
+        passes(&barrier);
+    }
+}
+
+#[test]
+fn every_way_to_write_through_a_descriptor_is_seen() {
+    let mounted = Mounted::new("ext4");
+    let barrier = FilesystemBarrier::new(File::open(mounted.path()).unwrap()).unwrap();
+    let file = || OpenOptions::new().create(true).append(true).open(mounted.path().join("victim")).unwrap();
+
+    let target = file();
+    let write = Stalled::start("write", move |late| (&target).write_all(late.bytes()));
+    stalls(&barrier, "write");
+    write.finish().unwrap();
+
+    let target = file();
+    let write = Stalled::start("writev", move |late| {
+        (&target).write_vectored(&[std::io::IoSlice::new(late.bytes())]).map(drop)
+    });
+    stalls(&barrier, "writev");
+    write.finish().unwrap();
+
+    // From a pipe that is empty.
+    let target = File::create(mounted.path().join("spliced")).unwrap();
+    let (source, feed) = rustix::pipe::pipe().unwrap();
+    let splice = std::thread::spawn(move || {
+        rustix::pipe::splice(&source, None, &target, None, 4096, rustix::pipe::SpliceFlags::empty())
+    });
+    stalls(&barrier, "splice");
+    File::from(feed).write_all(b"at last").unwrap();
+    splice.join().unwrap().unwrap();
+    passes(&barrier);
+}
+
+/// Names are changed under the lock of their directory; a listing that stalls holds it.
+#[test]
+fn stalled_changes_of_names_are_seen() {
+    for kind in ["ext4", "xfs", "btrfs"] {
+        let mounted = Mounted::new(kind);
+        let directory = mounted.path().join("d");
+        fs::create_dir(&directory).unwrap();
+        fs::write(directory.join("a"), "a").unwrap();
+        fs::create_dir(directory.join("sub")).unwrap();
+        let barrier = FilesystemBarrier::new(File::open(mounted.path()).unwrap()).unwrap();
+        type Change = fn(&std::path::Path) -> std::io::Result<()>;
+        let changes: [(&str, Change); 5] = [
+            ("mkdir", |d| fs::create_dir(d.join("new"))),
+            ("rename", |d| fs::rename(d.join("a"), d.join("b"))),
+            ("unlink", |d| fs::remove_file(d.join("b"))),
+            ("rmdir", |d| fs::remove_dir(d.join("sub"))),
+            ("openat", |d| File::create(d.join("created")).map(drop)),
+        ];
+        for (call, change) in changes {
+            let listed = File::open(&directory).unwrap();
+            let listing = Stalled::start("getdents", move |late| late.list(&listed));
+            // A listing modifies nothing.
+            listing.wait_until_asleep();
+            passes(&barrier);
+            let directory = directory.clone();
+            let changing = std::thread::spawn(move || change(&directory));
+            stalls(&barrier, call);
+            listing.finish().unwrap();
+            changing.join().unwrap().unwrap();
+            passes(&barrier);
+        }
+    }
+}
+
+#[test]
+fn a_descriptor_that_is_replaced_under_a_stalled_write_hides_nothing() {
+    let mounted = Mounted::new("ext4");
+    let barrier = FilesystemBarrier::new(File::open(mounted.path()).unwrap()).unwrap();
+    let file = File::create(mounted.path().join("victim")).unwrap();
+    let number = file.as_raw_fd();
+    let write = Stalled::start("pwrite", move |late| file.write_all_at(late.bytes(), 0));
+    stalls(&barrier, "pwrite64");
+    let (_source, pipe) = rustix::pipe::pipe().unwrap();
+    // SAFETY: the number is that of the file above, which the stalled call has its own reference to; it now owns the pipe's end.
+    assert_eq!(unsafe { libc::dup2(pipe.as_raw_fd(), number) }, number);
+    stalls(&barrier, "pwrite64");
+    write.finish().unwrap();
+    passes(&barrier);
+}
+
+#[test]
+fn who_waits_in_an_unrelated_call_holds_nothing_up() {
+    let mounted = Mounted::new("ext4");
+    let barrier = FilesystemBarrier::new(File::open(mounted.path()).unwrap()).unwrap();
+    // Each thread has written to the filesystem before, so that its stack has been full of it.
+    let before = |name: &str| fs::write(mounted.path().join(name), vec![1; 1 << 16]).unwrap();
+    let data = vec![0; 1 << 22];
+    let (source, full) = rustix::pipe::pipe().unwrap();
+    let (left, right) = UnixStream::pair().unwrap();
+    let other = Mounted::new("tmpfs");
+    let victim = File::create(other.path().join("victim")).unwrap();
+    let write = Stalled::start("pwrite", move |late| victim.write_all_at(late.bytes(), 0));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            before("pipe");
+            assert!(File::from(full).write_all(&data).is_err(), "nobody reads it");
+        });
+        scope.spawn(|| {
+            before("socket");
+            assert!((&left).write_all(&data).is_err(), "nobody reads it");
+        });
+        // Time to fill up and fall asleep; if it takes longer the barrier passes all the same.
+        std::thread::sleep(Duration::from_millis(200));
+        for _ in 0..20 {
+            passes(&barrier);
+        }
+        drop(source);
+        right.shutdown(std::net::Shutdown::Both).unwrap();
+    });
+    write.finish().unwrap();
+}
+
+#[test]
+fn a_stacked_filesystem_is_seen_from_below() {
+    let mounted = Mounted::new("ext4");
+    let merged = mounted.overlay();
+    let barrier = FilesystemBarrier::new(File::open(mounted.path()).unwrap()).unwrap();
+    let file = File::create(merged.path().join("victim")).unwrap();
+    let write = Stalled::start("pwrite", move |late| file.write_all_at(late.bytes(), 0));
+    stalls(&barrier, "pwrite64");
+    let above = FilesystemBarrier::new(File::open(merged.path()).unwrap()).unwrap();
+    stalls(&above, "pwrite64");
+    write.finish().unwrap();
+    passes(&barrier);
+    passes(&above);
+}
+
+#[test]
+fn a_write_of_io_uring_is_seen_wherever_it_is() {
+    use io_uring::{IoUring, opcode, squeue, types};
+    let mounted = Mounted::new("ext4");
+    let barrier = FilesystemBarrier::new(File::open(mounted.path()).unwrap()).unwrap();
+    // In the submitting call; with a worker of the kernel; in the submission thread.
+    for (flags, polled) in
+        [(squeue::Flags::empty(), false), (squeue::Flags::ASYNC, false), (squeue::Flags::empty(), true)]
+    {
+        let file = File::create(mounted.path().join("victim")).unwrap();
+        let write = Stalled::start("io_uring", move |late| {
+            let mut builder = IoUring::builder();
+            if polled {
+                builder.setup_sqpoll(50);
+            }
+            // More rings than anybody looks at one by one; the write is for the first one.
+            let mut ring: IoUring = builder.build(4)?;
+            let mut others = Vec::new();
+            for _ in 0..70 {
+                others.push(IoUring::new(2)?);
+            }
+            let length = u32::try_from(LENGTH).unwrap();
+            let entry = opcode::Write::new(types::Fd(file.as_raw_fd()), late.bytes().as_ptr(), length);
+            // SAFETY: the late page lives until the completion has been seen below.
+            unsafe { ring.submission().push(&entry.build().flags(flags)) }.unwrap();
+            ring.submit_and_wait(1)?;
+            let result = ring.completion().next().unwrap().result();
+            assert_eq!(result, i32::try_from(LENGTH).unwrap());
+            Ok(())
+        });
+        stalls(&barrier, "io_uring");
+        write.finish().unwrap();
+        passes(&barrier);
+    }
+}
+
+#[test]
+fn a_linked_write_that_is_issued_at_the_end_of_another_call_is_seen() {
+    use io_uring::{IoUring, opcode, squeue, types};
+    for kind in ["ext4", "xfs"] {
+        let mounted = Mounted::new(kind);
+        let barrier = FilesystemBarrier::new(File::open(mounted.path()).unwrap()).unwrap();
+        let file = File::create(mounted.path().join("victim")).unwrap();
+        let (source, feed) = rustix::pipe::pipe().unwrap();
+        let write = Stalled::start("linked", move |late| {
+            let mut ring = IoUring::new(4)?;
+            let _another = IoUring::new(4)?;
+            let poll =
+                opcode::PollAdd::new(types::Fd(source.as_raw_fd()), 1).build().flags(squeue::Flags::IO_LINK);
+            let entry = opcode::Write::new(
+                types::Fd(file.as_raw_fd()),
+                late.bytes().as_ptr(),
+                u32::try_from(LENGTH).unwrap(),
+            );
+            // SAFETY: the late page lives until the completion has been seen below.
+            unsafe { ring.submission().push_multiple(&[poll, entry.build()]) }.unwrap();
+            ring.submit()?;
+            // The write begins at the end of one of these, when the pipe is readable.
+            while ring.completion().len() < 2 {
+                let _ = rustix::process::getppid();
+            }
+            Ok(())
+        });
+        passes(&barrier);
+        File::from(feed).write_all(b"x").unwrap();
+        // In that call itself (XFS), or handed to a worker (ext4).
+        stalls(&barrier, "");
+        write.finish().unwrap();
+        passes(&barrier);
+    }
+}
+
+#[test]
+fn an_idle_ring_holds_nothing_up() {
+    use io_uring::{IoUring, opcode, types};
+    let mounted = Mounted::new("ext4");
+    let barrier = FilesystemBarrier::new(File::open(mounted.path()).unwrap()).unwrap();
+    let file = File::create(mounted.path().join("file")).unwrap();
+    let (source, feed) = rustix::pipe::pipe().unwrap();
+    let waits = std::thread::spawn(move || {
+        let mut ring = IoUring::new(4).unwrap();
+        file.write_all_at(b"x", 0).unwrap();
+        let poll = opcode::PollAdd::new(types::Fd(source.as_raw_fd()), 1).build();
+        // SAFETY: the request refers to nothing.
+        unsafe { ring.submission().push(&poll) }.unwrap();
+        ring.submit_and_wait(1).unwrap();
+    });
+    std::thread::sleep(Duration::from_millis(100));
+    for _ in 0..20 {
+        passes(&barrier);
+    }
+    drop(feed);
+    waits.join().unwrap();
+}
+
+#[test]
+fn a_stopped_writer_holds_nothing_up() {
+    let mounted = Mounted::new("ext4");
+    let barrier = FilesystemBarrier::new(File::open(mounted.path()).unwrap()).unwrap();
+    let file = File::create(mounted.path().join("victim")).unwrap();
+    let writer = child(|| {
+        for number in 0_u32.. {
+            let _ = file.write_at(&number.to_ne_bytes(), 0);
+        }
+    });
+    for signal in [libc::SIGSTOP, libc::SIGCONT, libc::SIGSTOP, libc::SIGCONT] {
+        writer.signal(signal);
+        for _ in 0..20 {
+            passes(&barrier);
+        }
+    }
+}
+
+#[test]
+fn concurrent_callers_all_pass() {
+    let mounted = Mounted::new("tmpfs");
+    let barrier = FilesystemBarrier::new(File::open(mounted.path()).unwrap()).unwrap();
+    let file = File::create(mounted.path().join("victim")).unwrap();
+    let write = Stalled::start("pwrite", move |late| file.write_all_at(late.bytes(), 0));
+    stalls(&barrier, "pwrite64");
+    std::thread::scope(|scope| {
+        let callers: Vec<_> =
+            (0..8).map(|_| scope.spawn(|| barrier.synchronize(Some(Duration::from_secs(60))))).collect();
+        let hasty = barrier.synchronize(Some(Duration::from_millis(300)));
+        match hasty {
+            Err(BarrierError::Deadline { holders, .. }) => assert_eq!(holders[0].call, "pwrite64"),
+            other => panic!("passed over a write in flight: {other:?}"),
+        }
+        assert!(callers.iter().all(|caller| !caller.is_finished()));
+        write.finish().unwrap();
+        for caller in callers {
+            caller.join().unwrap().unwrap();
+        }
+    });
+}
+
+/// The device of the filesystem is a file on one that is frozen: what is written to it stays in flight.
+#[test]
+fn direct_writes_in_flight_are_carried_over() {
+    for interface in [Interface::Libaio, Interface::DeferredTaskWork] {
+        let below = Mounted::new("ext4");
+        let mounted = Mounted::with_image_in("ext4", below.path());
+        let barrier = FilesystemBarrier::new(File::open(mounted.path()).unwrap()).unwrap();
+        let file = prepare_direct(&mounted.path().join("direct"));
+        rustix::fs::syncfs(&file).unwrap();
+        assert!(barrier.synchronize(Some(Duration::from_secs(60))).unwrap().carried_over.is_empty());
+        let frozen = below.freeze();
+        let flight = DirectWrite::start(file, interface);
+        let passed = barrier.synchronize(Some(Duration::from_secs(60))).unwrap();
+        assert!(
+            passed.carried_over.iter().any(|file| file.inode == flight.inode),
+            "{interface:?}: {passed:?}"
+        );
+        assert!(!WriteBarrier::wait(&barrier, None).unwrap().objects.is_empty());
+        drop(frozen);
+        drop(flight);
+        assert!(barrier.synchronize(Some(Duration::from_secs(60))).unwrap().carried_over.is_empty());
+    }
+}
+
+#[test]
+fn one_function_is_enough() {
+    let mounted = Mounted::new("tmpfs");
+    vfs_write_barrier(File::open(mounted.path()).unwrap().as_fd(), Some(Duration::from_secs(60))).unwrap();
+}
+
+#[test]
+fn what_is_missing_is_said() {
+    let outcome = child(|| {
+        // SAFETY: plain numbers; the effect is on this child alone.
+        unsafe {
+            assert_eq!(libc::setresgid(65534, 65534, 65534), 0);
+            assert_eq!(libc::setresuid(65534, 65534, 65534), 0);
+        }
+        let error = FilesystemBarrier::new(File::open("/").unwrap()).unwrap_err().to_string();
+        assert_eq!(error, "no write barrier in place without CAP_BPF and CAP_PERFMON: run it as root");
+    });
+    assert_eq!(outcome.wait(), 0);
+}
+
+#[test]
+fn another_pid_namespace_is_refused() {
+    let outcome = child(|| {
+        // SAFETY: plain numbers.
+        assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWPID) }, 0);
+        let inner = child(|| {
+            let error = FilesystemBarrier::new(File::open("/").unwrap()).unwrap_err().to_string();
+            assert!(error.contains("initial pid namespace"), "{error}");
+        });
+        assert_eq!(inner.wait(), 0);
+    });
+    assert_eq!(outcome.wait(), 0);
+}
