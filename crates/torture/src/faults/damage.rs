@@ -15,7 +15,7 @@ use super::stage::Stage;
 use crate::product::ProductArgs;
 
 /// Bytes that are changed, one at a time.
-const SAMPLES: u64 = 24;
+const SAMPLES: u64 = 12;
 
 /// Runs it.
 pub(crate) fn run(arguments: &ProductArgs) -> Result<String> {

@@ -67,10 +67,10 @@ pub(crate) fn stopped(arguments: &ProductArgs) -> Result<String> {
 pub(crate) fn terminated(arguments: &ProductArgs) -> Result<String> {
     let mut stage = Stage::new(arguments, "terminated", "ext4", &[])?.begin()?;
     let tree = stage.tree();
-    for directory in 0..40 {
+    for directory in 0..25 {
         let directory = tree.join(format!("many/{directory}"));
         fs::create_dir_all(&directory)?;
-        for file in 0..40 {
+        for file in 0..20 {
             fs::write(directory.join(file.to_string()), "x")?;
         }
     }

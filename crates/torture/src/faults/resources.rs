@@ -33,7 +33,7 @@ pub(crate) fn memory(arguments: &ProductArgs) -> Result<String> {
     }
     stage = stage.begin()?;
     let (mut killed, mut lived) = (0, 0);
-    for (round, limit_mib) in [2, 4, 8, 64].into_iter().enumerate() {
+    for (round, limit_mib) in [1, 2, 4, 64].into_iter().enumerate() {
         let group = Group::new(limit_mib)?;
         let tracking = stage.tracking.as_mut().context("nothing is tracked")?;
         group.add(tracking.pid())?;
