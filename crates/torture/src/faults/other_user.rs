@@ -188,11 +188,11 @@ impl User {
         }
         self.shell("echo 1 > $T/d/e/file")?;
         seen.push(format!("tracked: {}", self.expect("one", &["d/e/file"], "while it was tracked")?));
+        // Longer than the clocks may be apart, so that what was made before does not count as changed in the gap.
+        std::thread::sleep(std::time::Duration::from_secs(4));
         self.highwater(&["stop", self.dir()?])?;
         tracker.wait()?;
 
-        // Longer ago than the clocks may be apart, so that what was made before does not count as changed in the gap.
-        std::thread::sleep(std::time::Duration::from_secs(4));
         self.shell("echo gap > $T/x/y/file")?;
         tracker = self.track()?;
         seen.push(format!("after a gap: {}", self.expect("one", &["x/y/file", "d/link"], "in a gap")?));
