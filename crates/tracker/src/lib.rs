@@ -29,6 +29,8 @@ mod coverage;
 mod cursor;
 mod driver;
 mod error;
+#[cfg(test)]
+mod fuzz;
 mod handle;
 mod horizon;
 mod line;

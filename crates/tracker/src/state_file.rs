@@ -38,7 +38,7 @@ pub fn write<'a, S: Storage>(
     storage.replace(what, encode(what, lines).as_bytes())
 }
 
-fn encode<'a>(what: &str, lines: impl IntoIterator<Item = (&'a str, Vec<u8>)>) -> String {
+pub(crate) fn encode<'a>(what: &str, lines: impl IntoIterator<Item = (&'a str, Vec<u8>)>) -> String {
     let mut text = format!("highwater {what} 1\n");
     for (key, value) in lines {
         text.push_str(key);
@@ -56,7 +56,7 @@ fn encode<'a>(what: &str, lines: impl IntoIterator<Item = (&'a str, Vec<u8>)>) -
     text
 }
 
-fn decode(what: &str, bytes: &[u8]) -> Option<Lines> {
+pub(crate) fn decode(what: &str, bytes: &[u8]) -> Option<Lines> {
     let text = std::str::from_utf8(bytes).ok()?;
     let (body, checksum) = text.strip_suffix('\n')?.rsplit_once("checksum ")?;
     if checksum.len() != 8 || u32::from_str_radix(checksum, 16).ok()? != crc32c::crc32c(body.as_bytes()) {

@@ -126,4 +126,61 @@ mod tests {
         assert_eq!(body.bytes(2).unwrap(), b"cd");
         assert!(body.take::<super::super::abi::ForgetIn>().is_err());
     }
+
+    /// Takes a body apart as some operation does.
+    fn read(body: &mut Body<'_>, steps: &[u8]) -> usize {
+        use super::super::abi;
+        let mut read = 0;
+        for step in steps {
+            let before = body.0.len();
+            let is_read = match step % 10 {
+                0 => body.name().map(|name| assert!(!name.to_bytes().contains(&0))).is_ok(),
+                1 => body.take::<abi::SetattrIn>().is_ok(),
+                2 => body.take::<abi::CreateIn>().is_ok(),
+                3 => body.take::<abi::WriteIn>().is_ok_and(|write| body.bytes(write.size).is_ok()),
+                4 => body.take::<abi::Rename2In>().is_ok(),
+                5 => body.take::<abi::CopyFileRangeIn>().is_ok(),
+                6 => body.take::<abi::ForgetIn>().is_ok(),
+                7 => body.take::<abi::IoctlIn>().is_ok(),
+                8 => body.bytes(u32::from(*step) << 24 | 3).is_ok(),
+                _ => body.bytes(u32::from(*step) / 10).is_ok(),
+            };
+            assert!(body.0.len() <= before, "a body only gets shorter");
+            read += before - body.0.len();
+            if !is_read {
+                break;
+            }
+        }
+        read
+    }
+
+    proptest::proptest! {
+        #![proptest_config(proptest::prelude::ProptestConfig {
+            cases: 2_000 * std::env::var("HIGHWATER_FUZZ").map_or(1, |times| times.parse::<u32>().unwrap()),
+            failure_persistence: None,
+            ..Default::default()
+        })]
+
+        /// Whatever the kernel sends, nothing is read that it has not sent, and nothing panics. (The slices' own bounds checks
+        /// see to memory; this is about lengths that lie.)
+        #[test]
+        fn arbitrary_requests_are_refused_or_read_within_their_bounds(
+            mut bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200),
+            len_is_right in proptest::prelude::any::<bool>(),
+            extensions in proptest::option::of(0_u16..30),
+            steps in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..6),
+        ) {
+            let null = std::fs::File::open("/dev/null").unwrap();
+            if len_is_right && bytes.len() >= 40 {
+                let len = u32::try_from(bytes.len()).unwrap();
+                bytes[..4].copy_from_slice(&len.to_le_bytes());
+                let extensions = extensions.unwrap_or(u16::from_le_bytes([bytes[36], bytes[37]]));
+                bytes[36..38].copy_from_slice(&extensions.to_le_bytes());
+            }
+            if let Ok(request) = Request::parse(&bytes, null.as_fd()) {
+                let read = read(&mut request.body(), &steps);
+                proptest::prop_assert!(read <= bytes.len() - size_of::<InHeader>());
+            }
+        }
+    }
 }
