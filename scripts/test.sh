@@ -26,7 +26,11 @@ step "unit and integration tests"
 cargo build --release --locked -p highwater -p highwater-torture
 HIGHWATER=$PWD/target/release/highwater
 export HIGHWATER
-cargo test --locked --workspace
+cargo test --locked --workspace --exclude highwater-simulation
+
+step "simulated crashes, and the mistakes that they must find"
+cargo test --locked --release -p highwater-simulation
+cargo test --locked --release -p highwater-simulation --features mutants --test mutants
 
 step "the barrier under loom"
 RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom cargo test --locked --release -p highwater-barrier --test loom
@@ -46,6 +50,19 @@ done
 "$torture" crash-hole
 
 "$torture" kill-loop --rounds 25 --seed 1
+
+step "kill -9 at chosen system calls, and faults by name"
+"$torture" kill-points --seconds 25 --seed 1
+"$torture" faults --quick
+
+step "real crash images, a fixed short share"
+"$torture" crash-images --on ext4,xfs,btrfs --workload mix,replace,overwrite --seed 0 --states 90 --states-per-run 30 --seconds-per-run 3
+broken=$(mktemp -d)
+if "$torture" crash-images --on ext4 --workload replace --seed 0 --states 10 --seconds-per-run 2 --break recovered --base "$broken"; then
+    echo "crash-images does not notice that the lines of recovery are left out" >&2
+    exit 1
+fi
+rm -rf "$broken"
 
 step "external suites"
 tests/external/run.sh "${TMPDIR:-/var/tmp}"
