@@ -2,6 +2,7 @@
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use highwater_client::{Registration, RuntimeDirectory, canonical_directory, stacked_mounts};
@@ -74,16 +75,39 @@ pub(super) fn already_tracked(runtime: &RuntimeDirectory, path: &Path) -> Failur
     Failure::text(Exit::Failed, format!("{path} is already tracked{by}; `highwater stop {path}` ends that"))
 }
 
+/// How long a start waits for another one, inside its directory, that does not give way and does not mount.
+const INNER_PATIENCE: Duration = Duration::from_secs(5);
+
+/// What is registered by a live process, and what is mounted.
+///
+/// Of two that start at once, one inside the other, the inner one sees the outer one and gives way. The outer one waits until it has, or
+/// has been mounted: if both gave way, neither would be tracked.
+fn others(runtime: &RuntimeDirectory, path: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>), Failure> {
+    let begin = Instant::now();
+    loop {
+        let registrations = Registration::list(runtime).map_err(anyhow::Error::from)?;
+        let registered =
+            registrations.into_iter().filter(Registration::is_alive).map(|other| other.directory);
+        let registered: Vec<PathBuf> = registered.collect();
+        let mounts = stacked_mounts().context("cannot read the mounts")?;
+        let mounted: Vec<PathBuf> = mounts.into_iter().map(|mount| mount.directory).collect();
+        let is_inside = |other: &&PathBuf| *other != path && other.starts_with(path);
+        let all_decided = registered.iter().filter(is_inside).all(|other| mounted.contains(other));
+        if all_decided || begin.elapsed() > INNER_PATIENCE {
+            return Ok((registered, mounted));
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 /// No tracked tree may be inside another one: each would see the other's operations as its own.
 pub(super) fn nesting(runtime: &RuntimeDirectory, directory: &Directory) -> Result<(), Failure> {
     let path = &directory.path;
     let shown = quote_path(path);
-    let registrations = Registration::list(runtime).map_err(anyhow::Error::from)?;
-    let registered = registrations.into_iter().filter(Registration::is_alive).map(|other| other.directory);
-    let mounts = stacked_mounts().context("cannot read the mounts")?;
+    let (registered, mounted) = others(runtime, path)?;
     // The directory's own dead mount does not count, and its registration is our own.
-    let mounted = mounts.into_iter().map(|mount| mount.directory);
-    let others = registered.chain(mounted).filter(|other| other != path || !directory.is_dead_mount);
+    let others =
+        registered.into_iter().chain(mounted).filter(|other| other != path || !directory.is_dead_mount);
     let me = std::process::id();
     for other in others {
         let other_shown = quote_path(&other);

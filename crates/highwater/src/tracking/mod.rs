@@ -4,7 +4,7 @@
 //!
 //! 1. the directory is looked at, and locked against another tracker of it;
 //! 2. the registration is written, so that a tracker above or below that starts at the same time sees it, and then the
-//!    others' are looked at: of two that start at once at least one gives way;
+//!    others' are looked at: of two that start at once exactly one gives way;
 //! 3. the state is opened and locked;
 //! 4. a dead mount is taken away; from here until 6 a change would not be seen, so nothing slow is in between;
 //! 5. the volume is opened: recovery;
