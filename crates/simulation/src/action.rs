@@ -253,7 +253,28 @@ fn motif(random: &mut Random, push: &mut dyn FnMut(Action, bool)) {
         push(Action::Apply(consumer, 200), false);
         push(Action::Ack(consumer), false);
     };
-    match random.below(4) {
+    match random.below(5) {
+        // A file is opened while it is being renamed, and the horizon moves.
+        4 => {
+            push(
+                Action::Start(if random.once_in(3) {
+                    Op::Link(file, at(random))
+                } else {
+                    Op::Rename(file, at(random))
+                }),
+                false,
+            );
+            for _ in 0..3 {
+                push(Action::Step(u8::MAX), false);
+            }
+            push(Action::Tick(5000), false);
+            push(Action::Horizon, false);
+            push(Action::Start(open), true);
+            push(Action::Step(1), true);
+            push(Action::Step(1), true);
+            push(Action::Yield, true);
+            push(Action::Unseen(writer, block), false);
+        }
         // An operation that goes on while the horizon moves, and another one that has begun when it began to.
         0 => {
             push(Action::Start(operation(random)), false);
@@ -296,8 +317,11 @@ fn motif(random: &mut Random, push: &mut dyn FnMut(Action, bool)) {
         _ => {
             push(Action::Do(open), false);
             push(Action::Do(open), false);
+            if random.once_in(2) {
+                push(Action::Do(Op::Open { at: at(random), is_direct: false }), false);
+            }
             push(Action::Ask(consumer), false);
-            for _ in 0..random.below(3) {
+            for _ in 0..random.below(5) {
                 push(Action::Yield, true);
             }
             push(Action::UnseenBegin(writer, block), true);

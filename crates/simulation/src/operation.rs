@@ -503,6 +503,13 @@ impl Operation {
             }
         };
         section.record(told, || world.lock().rename_in_table(&self.plan, self.made));
+        if matches!(self.plan, Plan::Rename { .. } | Plan::Exchange { .. } | Plan::Link { .. }) {
+            // Somebody may have found the object at its old name since a new window began: free unless one has.
+            let intents: Vec<Intent<'_>> = self.intents.iter().map(OwnIntent::lend).collect();
+            if section.intend(&intents).is_err() {
+                section.lost_sight(&handle(ROOT));
+            }
+        }
     }
 
     fn open(

@@ -103,3 +103,27 @@ fn a_gap_is_on_record_before_the_start_that_ends_it() {
         );
     }
 }
+
+/// A close compared while another program's write past the source was in flight, and took its timestamp for told.
+#[test]
+fn a_close_does_not_hide_the_write_of_another() {
+    for pauses in 0..8 {
+        let open = Op::Open { at: at(1, b'b'), is_direct: false };
+        // Another file, looked at after this one.
+        let other = Op::Open { at: at(2, b'a'), is_direct: false };
+        // An overwrite changes no size.
+        let mut turns = vec![turn(Action::Do(Op::Write(at(1, b'b'), 0)))];
+        turns.extend([turn(Action::Do(open)), turn(Action::Do(open)), turn(Action::Do(other))]);
+        turns.push(turn(Action::Tick(5000)));
+        turns.extend([turn(Action::Ask(0)), turn(Action::Apply(0, 200)), turn(Action::Ack(0))]);
+        turns.push(turn(Action::Ask(0)));
+        turns.extend((0..pauses).map(|_| nested(Action::Yield)));
+        turns.extend([
+            nested(Action::UnseenBegin(0, 0)),
+            nested(Action::Do(Op::Close(0))),
+            nested(Action::Yield),
+        ]);
+        turns.extend([turn(Action::Apply(0, 200)), turn(Action::Ack(0)), turn(Action::UnseenEnd(0))]);
+        explore_all(Settings::PLAIN, turns);
+    }
+}
