@@ -205,13 +205,14 @@ impl<S: Storage> Shared<S> {
             if mutation::is(Mutation::SampleAfterWait) {
                 source.wait_for_writes(object, deadline).map_err(failed("wait for writes in flight"))?;
             }
+            // Before the sample: by the end of the wait it may look older than the last write in its tick.
+            let coarse = (!distinct).then(|| self.now_ns());
             let sample =
                 source.sample(object).map_err(failed("read the attributes of a file open for writing"))?;
             if !mutation::is(Mutation::SampleAfterWait) {
                 source.wait_for_writes(object, deadline).map_err(failed("wait for writes in flight"))?;
             }
             let Some(sample) = sample else { continue };
-            let coarse = (!distinct).then(|| self.now_ns());
             let report = self.writers.lock().sampled(object, sample, mapped.contains(object), coarse);
             if report {
                 let change = Change::Modified { object: object.clone() };
