@@ -974,9 +974,6 @@ impl Sim {
             return Err(Over);
         }
         self.state.lock().can_enter = true;
-        if self.world.lock().is_unknown {
-            self.world.lock().tree.sync();
-        }
         tracker.catch_up();
         if self.is_down() {
             return Err(Over);
