@@ -127,3 +127,18 @@ fn a_close_does_not_hide_the_write_of_another() {
         explore_all(Settings::PLAIN, turns);
     }
 }
+
+/// A directory that is made after the clock was set back looks old, and took the name of one that a consumer holds.
+#[test]
+fn what_is_made_after_the_clock_was_set_back_is_told_as_a_whole() {
+    explore_all(
+        Settings::PLAIN,
+        vec![
+            turn(Action::SetClock(-30)),
+            turn(Action::Do(Op::Rename(at(0, b'b'), at(1, b'd')))),
+            turn(Action::Ask(1)),
+            turn(Action::Apply(1, 200)),
+            turn(Action::Do(Op::Mkdir(at(0, b'b')))),
+        ],
+    );
+}

@@ -64,27 +64,35 @@ impl<S: Storage> Section<S> {
         let shared = &*self.shared;
         let mut newest = Usn(0);
         for intent in intents {
-            let covered = {
-                let coverage = shared.coverage.lock();
-                self.window.set(self.window.get().or(Some(coverage.window)));
-                match intent {
-                    Intent::Directory(object) | Intent::Object(object) => coverage.of(object),
-                    Intent::Move(_) if mutation::is(Mutation::NoMoveIntent) => Some(Usn(0)),
-                    Intent::Move(directory) => coverage.of_move(directory),
-                }
+            let whole = match intent {
+                // What is made in it now has a birth time that recovery takes for an old one: the directory is told as a whole.
+                Intent::Directory(directory) if shared.is_clock_behind() => Some(Intent::Move(directory)),
+                _ => None,
             };
-            #[cfg(feature = "mutants")]
-            self.enter_late();
-            let usn = match covered {
-                Some(usn) => usn,
-                None => match shared.append_intent(intent) {
-                    Ok(usn) => usn,
+            for intent in std::iter::once(intent).chain(&whole) {
+                match self.cover(intent) {
+                    Ok(usn) => newest = newest.max(usn),
                     Err(error) => return shared.without_intent(&error),
-                },
-            };
-            newest = newest.max(usn);
+                }
+            }
         }
         shared.land(newest)
+    }
+
+    /// The intent that covers this, which may not be durable yet.
+    fn cover(&self, intent: &Intent<'_>) -> Result<Usn, AppendError> {
+        let covered = {
+            let coverage = self.shared.coverage.lock();
+            self.window.set(self.window.get().or(Some(coverage.window)));
+            match intent {
+                Intent::Directory(object) | Intent::Object(object) => coverage.of(object),
+                Intent::Move(_) if mutation::is(Mutation::NoMoveIntent) => Some(Usn(0)),
+                Intent::Move(directory) => coverage.of_move(directory),
+            }
+        };
+        #[cfg(feature = "mutants")]
+        self.enter_late();
+        covered.map_or_else(|| self.shared.append_intent(intent), Ok)
     }
 
     /// Records what has happened, before the caller is told. `names` updates the source's name table, as one step with it.
@@ -197,6 +205,12 @@ impl<S: Storage> Shared<S> {
         // ORDERING: a hint for the horizon, which reads it under the lock of the coverage.
         self.is_unstable.store(true, Ordering::Relaxed);
         Ok(usn)
+    }
+
+    /// The clock stands before the beginning of the window: it has been set back since.
+    fn is_clock_behind(&self) -> bool {
+        let began_ns = self.coverage.lock().began_ns;
+        self.now_ns() < began_ns && !mutation::is(Mutation::InheritWhateverTheTime)
     }
 
     /// Waits for an intent as the durability asks for.
