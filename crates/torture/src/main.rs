@@ -15,6 +15,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 mod async_io;
+mod barrier_in_place;
 mod bench;
 mod cleanup;
 mod compare;
@@ -40,6 +41,7 @@ mod writers;
 enum Command {
     Oracle(oracle::OracleArgs),
     NaiveRace(naive_race::NaiveRaceArgs),
+    BarrierInPlace(barrier_in_place::BarrierInPlaceArgs),
     KillLoop(kill_loop::KillLoopArgs),
     CrashHole(crash_hole::CrashHoleArgs),
     CrashImages(crash_images::CrashImagesArgs),
@@ -61,6 +63,7 @@ fn main() -> ExitCode {
     let outcome = match &command {
         Command::Oracle(arguments) => oracle::main(arguments),
         Command::NaiveRace(arguments) => naive_race::main(arguments),
+        Command::BarrierInPlace(arguments) => barrier_in_place::main(arguments),
         Command::KillLoop(arguments) => kill_loop::main(arguments),
         Command::CrashHole(arguments) => crash_hole::main(arguments),
         Command::CrashImages(arguments) => crash_images::main(arguments),

@@ -28,6 +28,13 @@ pub(crate) struct StalledWrite {
 impl StalledWrite {
     /// Begins to write [`LENGTH`] bytes at the start of the file, on a thread of its own.
     pub(crate) fn begin(file: File) -> io::Result<Self> {
+        Self::begin_with(move |data| file.write_all_at(data, 0))
+    }
+
+    /// Begins another kind of write of [`LENGTH`] bytes, on a thread of its own.
+    pub(crate) fn begin_with(
+        write: impl FnOnce(&[u8]) -> io::Result<()> + Send + 'static,
+    ) -> io::Result<Self> {
         // SAFETY: no pointers are passed; the result is checked.
         let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC) };
         if fd < 0 {
@@ -41,7 +48,7 @@ impl StalledWrite {
         let writer = std::thread::spawn(move || {
             // SAFETY: the region stays mapped until this thread has ended; the kernel alone reads it, and waits for it.
             let data = unsafe { std::slice::from_raw_parts(region as *const u8, LENGTH) };
-            file.write_all_at(data, 0)
+            write(data)
         });
         Ok(Self { uffd: Some(uffd), region, writer: Some(writer) })
     }
