@@ -2,7 +2,8 @@
 //!
 //! In this order, and each step for a reason:
 //!
-//! 1. *Barrier*: every operation that was in flight when the checkpoint was asked for has ended, and has been recorded.
+//! 1. *Barrier*: every operation that was in flight when the checkpoint was asked for has ended, and has been recorded. A source in
+//!    place, which hears of operations afterwards, waits for them and records them now (*drain*).
 //! 2. *Open writers*: sampled, waited for, compared, recorded (see `writers`).
 //! 3. *Flip*: the period is sealed under the record lock; its records are the batch.
 //! 4. *Tails*: an operation that is in the batch has been recorded but its caller may not have been told; wait for that.
@@ -165,6 +166,11 @@ impl<S: Storage> Shared<S> {
         if !mutation::is(Mutation::NoBarrier) {
             self.synchronize(&self.sections, deadline, "operations in flight")?;
         }
+        // ORDERING: a hint; what comes from here on makes a hint of its own.
+        self.has_news.store(false, Ordering::Relaxed);
+        self.source()
+            .drain(deadline)
+            .map_err(from_source("read what has happened", "modifications in flight"))?;
         self.record_open_writers(deadline)?;
         if let Some(seal) = self.flip()? {
             *unfinished = Some(seal);

@@ -173,7 +173,10 @@ impl<S: Storage> Tracker<S> {
                     .lost
                     .get_or_insert_with(|| "the clock went back while the volume was not tracked".to_owned());
             }
-            found.gap_began_ns.get_or_insert(last_time_ns);
+            // A source in place records what has happened at checkpoints only. The window of the stable horizon began before the
+            // checkpoint that everything older is in, whatever the source was.
+            let since_ns = found.window_began_ns;
+            found.gap_began_ns.get_or_insert(since_ns);
         }
         // Also if a tracker before this one has been killed before it could sync.
         found.unsynced = stable == CheckpointId(0) || !facts.unbroken;

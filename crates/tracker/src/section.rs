@@ -61,6 +61,20 @@ impl<S: Storage> Section<S> {
     /// # Errors
     /// The operation must not go on. [`SectionError::Full`]; [`SectionError::Failed`].
     pub fn intend(&self, intents: &[Intent<'_>]) -> Result<(), SectionError> {
+        let newest = self.append_intents(intents)?;
+        self.shared.land(newest)
+    }
+
+    /// The same for what has happened already and is going to be recorded: the intents become durable with the records.
+    ///
+    /// # Errors
+    /// As [`Section::intend`].
+    pub fn note(&self, intents: &[Intent<'_>]) -> Result<(), SectionError> {
+        self.append_intents(intents).map(drop)
+    }
+
+    /// Appends the intents that are not covered. Returns the newest that counts.
+    fn append_intents(&self, intents: &[Intent<'_>]) -> Result<Usn, SectionError> {
         let shared = &*self.shared;
         let mut newest = Usn(0);
         for intent in intents {
@@ -72,11 +86,11 @@ impl<S: Storage> Section<S> {
             for intent in std::iter::once(intent).chain(&whole) {
                 match self.cover(intent) {
                     Ok(usn) => newest = newest.max(usn),
-                    Err(error) => return shared.without_intent(&error),
+                    Err(error) => return shared.without_intent(&error).map(|()| Usn(0)),
                 }
             }
         }
-        shared.land(newest)
+        Ok(newest)
     }
 
     /// The intent that covers this, which may not be durable yet.

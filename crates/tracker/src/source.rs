@@ -34,6 +34,14 @@ pub trait Source: Send + Sync + 'static {
     /// A call that fails settles nothing: the next one must do what this one should have done.
     fn settle(&self, deadline: Option<Instant>) -> io::Result<()>;
 
+    /// Records what has happened and has not been recorded: a source that hears of operations after they were made does it here, in
+    /// a section of its own. When it returns, every operation that began before the call has ended and has been recorded.
+    ///
+    /// Called by each checkpoint after the barrier for the sections in flight, and before anything else.
+    fn drain(&self, _deadline: Option<Instant>) -> io::Result<()> {
+        Ok(())
+    }
+
     /// The names of an object that the source knows; for a directory the one it has.
     ///
     /// Must reflect exactly the updates made by the closures given to [`Section::record`](crate::Section::record).

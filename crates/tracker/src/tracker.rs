@@ -161,6 +161,8 @@ pub(crate) struct Shared<S: Storage> {
     pub(crate) waits: AtomicU64,
     /// Intents have been recorded since the horizon moved.
     pub(crate) is_unstable: AtomicBool,
+    /// The source has something to record.
+    pub(crate) has_news: AtomicBool,
     pub(crate) stopping: AtomicBool,
     /// The journal says that everything is stable.
     is_stopped: AtomicBool,
@@ -220,6 +222,7 @@ impl<S: Storage> Shared<S> {
             stable: AtomicU64::new(stable.0),
             waits: AtomicU64::new(0),
             is_unstable: AtomicBool::new(true),
+            has_news: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             is_stopped: AtomicBool::new(false),
             horizon_turn: Mutex::new(()),
@@ -371,7 +374,9 @@ impl<S: Storage> Tracker<S> {
         loop {
             let has_writers = shared.writers.lock().len() > 0;
             let mut log = shared.log.lock();
-            if log.is_changed || shared.checkpoints.sealed() > after.checkpoint {
+            // ORDERING: a hint; it is set before whoever waits here is woken.
+            let has_news = shared.has_news.load(Ordering::Relaxed);
+            if log.is_changed || has_news || shared.checkpoints.sealed() > after.checkpoint {
                 return true;
             }
             let now = Instant::now();
@@ -384,6 +389,17 @@ impl<S: Storage> Tracker<S> {
                 return true;
             }
         }
+    }
+
+    /// The source has heard of something that it will record when a checkpoint drains it.
+    pub fn noticed(&self) {
+        let shared = &self.shared;
+        // ORDERING: hints. The lock is taken so that nobody goes to sleep between its look at the hint and the call.
+        let log = shared.log.lock();
+        shared.has_news.store(true, Ordering::Relaxed);
+        shared.is_unstable.store(true, Ordering::Relaxed);
+        drop(log);
+        shared.first_change.notify_all();
     }
 
     /// What `status` shows.
