@@ -1,0 +1,161 @@
+//! What a run of events says, put together.
+//!
+//! The kernel merges an event into an earlier one of the same process about the same name and object, so the order of events is not
+//! the order of what happened. Two things can be relied on:
+//!
+//! - **The first event that mentions a name tells what happened to it first**: one that came later would have been merged into it or
+//!   is behind it. If several bits were merged into that one, only that much is known as the bits agree on. The events of one
+//!   directory are queued in the order of its changes, since the kernel queues them under the directory's lock.
+//! - **What is at a name now was told by some event** if there is an event of it at all.
+//!
+//! So a digest keeps of each name what was there *before* and what may have come there; what is there in the end is looked up.
+
+use std::collections::{HashMap, HashSet};
+
+use highwater_tracker::{FileHandle, Place};
+
+use super::group::{Event, Told, bit};
+
+/// An object and whether it is a directory.
+pub(crate) type Occupant = (FileHandle, bool);
+
+/// What was at a name before the first event that mentions it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Before {
+    Nothing,
+    Object(Occupant),
+    /// Something may have been replaced, or the order of merged events is not known.
+    Unknown,
+}
+
+/// A name that events mention.
+#[derive(Clone, Debug)]
+pub(crate) struct Entry {
+    pub(crate) before: Before,
+    /// What has come there, each once.
+    pub(crate) arrivals: Vec<Occupant>,
+}
+
+/// An object whose data or metadata events tell of.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Touched {
+    pub(crate) modified: bool,
+    pub(crate) metadata: bool,
+    /// Closed after it was open for writing.
+    pub(crate) closed: bool,
+    pub(crate) is_directory: bool,
+    /// Its names as the events have them. They may have been gone by then.
+    pub(crate) places: Vec<Place>,
+}
+
+/// The names of one object that are kept; it is looked for by other means if it has more.
+const PLACES_MAX: usize = 8;
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(crate) struct Digest {
+    pub(crate) entries: HashMap<Place, Entry>,
+    /// Each directory that came, went or moved, and where it was before that; `None`: it did not exist.
+    pub(crate) directories: HashMap<FileHandle, Option<Place>>,
+    pub(crate) touched: HashMap<FileHandle, Touched>,
+    /// Directories that ended outside of the tracked one.
+    pub(crate) ended_outside: HashSet<FileHandle>,
+    /// Directories that were outside when an event of what is in them was read, so that it was dropped.
+    pub(crate) unseen_in: HashSet<FileHandle>,
+    /// Events were lost.
+    pub(crate) overflow: bool,
+}
+
+impl Digest {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.entries.is_empty() && self.touched.is_empty() && !self.overflow
+    }
+
+    /// Adds an event that is not older than those before.
+    pub(crate) fn push(&mut self, event: Event) {
+        let mask = event.mask;
+        let is_directory = mask & bit::DIRECTORY != 0;
+        match event.told {
+            Told::Overflow => self.overflow = true,
+            Told::Renamed { from, to, object } => {
+                if is_directory {
+                    self.directories.entry(object.clone()).or_insert_with(|| Some(from.clone()));
+                }
+                self.leave(from, &object, is_directory);
+                self.arrive(to, (object, is_directory), Before::Unknown);
+            }
+            Told::Entry { place, object } => {
+                let (created, deleted) = (mask & bit::CREATE != 0, mask & bit::DELETE != 0);
+                if is_directory && (created || deleted) {
+                    // A directory is created once, and deleted after that.
+                    let before = (!created).then(|| place.clone());
+                    self.directories.entry(object.clone()).or_insert(before);
+                }
+                if created {
+                    let before = if deleted && !is_directory { Before::Unknown } else { Before::Nothing };
+                    self.arrive(place.clone(), (object.clone(), is_directory), before);
+                } else if deleted {
+                    self.leave(place.clone(), &object, is_directory);
+                }
+                self.touch(&object, mask, Some(place));
+            }
+            // Without a name and not of a directory this is how the kernel tells that the number of links has changed.
+            Told::Object { .. } if !is_directory && mask & (bit::MODIFY | bit::CLOSE_WRITE) == 0 => {}
+            Told::Object { object } => self.touch(&object, mask, None),
+        }
+    }
+
+    fn entry(&mut self, place: Place, before: impl FnOnce() -> Before) -> &mut Entry {
+        self.entries.entry(place).or_insert_with(|| Entry { before: before(), arrivals: Vec::new() })
+    }
+
+    /// What leaves a name to which it has not come was there before. In an exchange that is told second.
+    fn leave(&mut self, place: Place, object: &FileHandle, is_directory: bool) {
+        let was_there = || Before::Object((object.clone(), is_directory));
+        let entry = self.entry(place, was_there);
+        if entry.before == Before::Unknown && !entry.arrivals.iter().any(|(arrived, _)| arrived == object) {
+            entry.before = was_there();
+        }
+    }
+
+    fn arrive(&mut self, place: Place, object: Occupant, before: Before) {
+        let entry = self.entry(place, || before);
+        if !entry.arrivals.contains(&object) {
+            entry.arrivals.push(object);
+        }
+    }
+
+    fn touch(&mut self, object: &FileHandle, mask: u64, place: Option<Place>) {
+        if mask & (bit::MODIFY | bit::ATTRIB | bit::CLOSE_WRITE) == 0 {
+            return;
+        }
+        let touched = match self.touched.get_mut(object) {
+            Some(touched) => touched,
+            None => self.touched.entry(object.clone()).or_default(),
+        };
+        touched.modified |= mask & bit::MODIFY != 0;
+        touched.metadata |= mask & bit::ATTRIB != 0;
+        touched.closed |= mask & bit::CLOSE_WRITE != 0;
+        touched.is_directory |= mask & bit::DIRECTORY != 0;
+        if let Some(place) = place
+            && touched.places.len() < PLACES_MAX
+            && !touched.places.contains(&place)
+        {
+            touched.places.push(place);
+        }
+    }
+
+    /// Adds an object that is to be looked at, without an event.
+    pub(crate) fn add(&mut self, object: FileHandle, change: impl FnOnce(&mut Touched)) {
+        change(self.touched.entry(object).or_default());
+    }
+
+    /// What was at a name before these events, where `now` is there if they do not mention it.
+    pub(crate) fn before(&self, place: &Place, now: Option<&FileHandle>) -> Option<FileHandle> {
+        match self.entries.get(place).map(|entry| &entry.before) {
+            None => now.cloned(),
+            Some(Before::Object((object, _))) => Some(object.clone()),
+            Some(Before::Nothing | Before::Unknown) => None,
+        }
+    }
+}

@@ -1,0 +1,21 @@
+//! The source that hears of changes from fanotify.
+//!
+//! A reader keeps the kernel's queue short and puts what it says into a [`Digest`](digest::Digest). At a checkpoint, in this order:
+//!
+//! 1. The files that can change without an event are sampled (`writers`).
+//! 2. The write barrier: every modification that began before has ended, and has queued its event.
+//! 3. The queue is read to its end: that is the cut.
+//! 4. What has happened between the last cut and this one is found out (`resolve`) and recorded.
+//!
+//! Nothing is recorded before a checkpoint: until then the digest is all there is, and it is lost when the tracker is killed. So all
+//! that has changed since the stable horizon counts as a gap then.
+
+mod below;
+mod digest;
+mod group;
+mod queue;
+mod resolve;
+mod source;
+mod writers;
+
+pub use source::{Counters, Fanotify, OpenError};

@@ -1,0 +1,498 @@
+//! From a digest to what has happened between two cuts.
+//!
+//! A *cut* is the moment at which the queue was read to its end. The digest of the events between two cuts tells what was there at
+//! the first one. What is there at the second one is looked up in the filesystem, a little later; what changed in between
+//! has an event behind the cut, and that event tells what was there before. So after the lookups the queue is read on, and what
+//! it says corrects them. For that an event must not be missing whose effect a lookup has seen: the kernel queues the event
+//! of an entry under the lock of the directory, so each directory in which something was looked up is locked once.
+
+use std::collections::{HashMap, HashSet};
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use highwater_tracker::{FileHandle, ObjectType, Place};
+use rustix::fs::{AtFlags, StatxFlags};
+use rustix::io::Errno;
+
+use super::below::{Below, Whereabouts, object_type, wait_for_changes_of};
+use super::digest::{Before, Digest, Touched};
+
+/// How long the event of a directory's end may be behind its end.
+const EVENT_PATIENCE: Duration = Duration::from_millis(500);
+const EVENT_PAUSE: Duration = Duration::from_millis(1);
+
+/// Names of files that have several: the kernel tells the one by which a file was changed, which may be gone by now.
+pub(crate) type Links = HashMap<FileHandle, Vec<Place>>;
+
+/// Reads the queue on, and shows what it has said since the cut.
+pub(crate) trait Later {
+    fn read(&self, look: &mut dyn FnMut(&Digest)) -> Result<(), Errno>;
+}
+
+/// What has happened between two cuts, in an order in which it can be recorded.
+#[derive(Debug, Default)]
+pub(crate) struct Resolved {
+    /// Where each directory that is mentioned was at the first cut; `None`: not in the tracked directory.
+    pub(crate) directories: HashMap<FileHandle, Option<Place>>,
+    /// Names that were there at the first cut and have changed.
+    pub(crate) lost: Vec<Name>,
+    /// Names that came and went; which object that was does not matter.
+    pub(crate) passed: Vec<Name>,
+    /// Names that are there at the second cut and have changed.
+    pub(crate) gained: Vec<Name>,
+    pub(crate) touched: Vec<Change>,
+    /// Objects that moved just after the cut from a name that is not known yet: the next digest tells.
+    pub(crate) carried: Vec<FileHandle>,
+    /// Directories that were outside for a while, in which something may have gone unseen: to be compared as a whole.
+    pub(crate) crossed: Vec<FileHandle>,
+    /// It could not be found out: everything has to be compared.
+    pub(crate) lost_sight: bool,
+}
+
+/// A name and the object there.
+#[derive(Clone, Debug)]
+pub(crate) struct Name {
+    pub(crate) place: Place,
+    pub(crate) object: FileHandle,
+    pub(crate) object_type: ObjectType,
+    pub(crate) nlink: u32,
+    /// It did not exist at the first cut, and is empty but for what has been recorded since.
+    pub(crate) is_new: bool,
+}
+
+/// A change of an object.
+#[derive(Clone, Debug)]
+pub(crate) struct Change {
+    pub(crate) object: FileHandle,
+    pub(crate) object_type: ObjectType,
+    pub(crate) modified: bool,
+    pub(crate) metadata: bool,
+    /// Its names at the second cut; `None`: it has names and none is known.
+    pub(crate) places: Option<Vec<Place>>,
+    pub(crate) nlink: u32,
+}
+
+/// Where a directory is relative to the tracked one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Side {
+    Inside,
+    Outside,
+    /// It does not exist.
+    Nowhere,
+    Unknown,
+}
+
+/// What a lookup found at a name.
+#[derive(Clone, Debug)]
+struct Seen {
+    object: FileHandle,
+    object_type: ObjectType,
+    nlink: u32,
+    /// The root of a btrfs subvolume: a snapshot is born full.
+    is_subvolume: bool,
+}
+
+struct Resolver<'a> {
+    below: &'a Below,
+    digest: &'a Digest,
+    links: &'a Links,
+    seen: HashMap<Place, Option<Seen>>,
+    located: HashMap<FileHandle, Whereabouts>,
+    /// Where files are that are not at the names that events tell of them.
+    files: HashMap<FileHandle, Whereabouts>,
+    /// Directories whose changes have to be waited for before the queue is read on.
+    unlocked: HashSet<FileHandle>,
+    lost_sight: bool,
+}
+
+/// Finds out what has happened. `changed_since_cut`: whether a file that was closed may have changed since the first cut.
+pub(crate) fn resolve(
+    below: &Below,
+    digest: &Digest,
+    links: &Links,
+    later: &dyn Later,
+    changed_since_cut: &dyn Fn(&FileHandle) -> Result<bool, Errno>,
+) -> Result<Resolved, Errno> {
+    let mut resolver = Resolver {
+        below,
+        digest,
+        links,
+        seen: HashMap::new(),
+        located: HashMap::new(),
+        files: HashMap::new(),
+        unlocked: HashSet::new(),
+        lost_sight: digest.overflow,
+    };
+    let mut wanted: Vec<FileHandle> = Vec::new();
+    wanted.extend(digest.entries.keys().map(|place| place.parent.clone()));
+    wanted.extend(digest.directories.keys().cloned());
+    wanted.extend(digest.directories.values().flatten().map(|place| place.parent.clone()));
+    for (object, touched) in &digest.touched {
+        wanted.extend(touched.is_directory.then(|| object.clone()));
+        wanted.extend(candidates(links, object, touched).map(|place| place.parent.clone()));
+    }
+    if !digest.directories.is_empty() {
+        wanted.extend(digest.unseen_in.iter().cloned());
+    }
+    resolver.look_up_names()?;
+    resolver.look_for_files(&mut wanted)?;
+    resolver.correct(later, wanted)?;
+    let mut resolved = Resolved { lost_sight: resolver.lost_sight, ..Resolved::default() };
+    resolver.name_directories(&mut resolved);
+    resolver.resolve_entries(&mut resolved)?;
+    resolver.resolve_touched(&mut resolved, changed_since_cut)?;
+    for directory in &digest.unseen_in {
+        if resolver.is_told_by_entry(directory) {
+            resolved.crossed.push(directory.clone());
+        }
+    }
+    resolved.lost_sight |= resolver.lost_sight;
+    Ok(resolved)
+}
+
+/// The names at which an object may be by what is known of it.
+fn candidates<'b>(
+    links: &'b Links,
+    object: &FileHandle,
+    touched: &'b Touched,
+) -> impl Iterator<Item = &'b Place> + use<'b> {
+    touched.places.iter().chain(links.get(object).into_iter().flatten())
+}
+
+impl Resolver<'_> {
+    /// Looks up every name at which something may be.
+    fn look_up_names(&mut self) -> Result<(), Errno> {
+        let (digest, links) = (self.digest, self.links);
+        let arrivals = digest.entries.iter().filter(|(_, entry)| !entry.arrivals.is_empty());
+        let places = arrivals
+            .map(|(place, _)| place)
+            .chain(digest.touched.iter().flat_map(|(object, touched)| candidates(links, object, touched)));
+        let mut by_directory: HashMap<&FileHandle, HashSet<&Place>> = HashMap::new();
+        for place in places {
+            by_directory.entry(&place.parent).or_default().insert(place);
+        }
+        for (parent, places) in by_directory {
+            let directory = self.below.open_directory(parent)?;
+            for place in places {
+                let seen = match &directory {
+                    Some(directory) => self.look_at(directory.as_fd(), &place.name)?,
+                    None => None,
+                };
+                self.seen.insert(place.clone(), seen);
+            }
+            if let Some(directory) = directory {
+                wait_for_changes_of(directory.as_fd())?;
+            }
+        }
+        Ok(())
+    }
+
+    fn look_at(&self, directory: std::os::fd::BorrowedFd<'_>, name: &[u8]) -> Result<Option<Seen>, Errno> {
+        let Some(object) = self.below.at(directory, name)? else { return Ok(None) };
+        let stat =
+            match rustix::fs::statx(directory, name, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::BASIC_STATS) {
+                Err(Errno::NOENT | Errno::STALE) => return Ok(None),
+                stat => stat?,
+            };
+        /// `BTRFS_FIRST_FREE_OBJECTID`.
+        const SUBVOLUME_ROOT: u64 = 256;
+        const BTRFS: i64 = 0x9123_683e;
+        let is_subvolume = self.below.magic() == BTRFS && stat.stx_ino == SUBVOLUME_ROOT;
+        Ok(Some(Seen { object, object_type: object_type(&stat), nlink: stat.stx_nlink, is_subvolume }))
+    }
+
+    /// Looks for files that are not at any of the names that events tell of them.
+    fn look_for_files(&mut self, wanted: &mut Vec<FileHandle>) -> Result<(), Errno> {
+        let mut named: HashSet<&FileHandle> = HashSet::new();
+        for seen in self.seen.values().flatten() {
+            named.insert(&seen.object);
+        }
+        let touched = self.digest.touched.iter().filter(|(_, touched)| !touched.is_directory);
+        let missing: Vec<FileHandle> =
+            touched.map(|(object, _)| object).filter(|object| !named.contains(object)).cloned().collect();
+        for object in missing {
+            let whereabouts = self.below.locate_file(&object)?;
+            if let Whereabouts::At(place) = &whereabouts {
+                let stat = self.below.stat(&object)?;
+                let (object_type, nlink) =
+                    stat.map_or((ObjectType::File, 1), |stat| (object_type(&stat), stat.stx_nlink));
+                let seen = Seen { object: object.clone(), object_type, nlink, is_subvolume: false };
+                self.seen.insert(place.clone(), Some(seen));
+                self.unlocked.insert(place.parent.clone());
+                wanted.push(place.parent.clone());
+            }
+            self.files.insert(object, whereabouts);
+        }
+        Ok(())
+    }
+
+    /// Looks for directories and what is above them, reads the queue on, and corrects what the lookups have seen too late.
+    fn correct(&mut self, later: &dyn Later, mut wanted: Vec<FileHandle>) -> Result<(), Errno> {
+        let mut patience = EVENT_PATIENCE;
+        loop {
+            while let Some(directory) = wanted.pop() {
+                if directory == *self.below.root_handle() || self.located.contains_key(&directory) {
+                    continue;
+                }
+                let whereabouts = self.below.locate_directory(&directory)?;
+                if let Whereabouts::At(place) = &whereabouts {
+                    self.unlocked.insert(place.parent.clone());
+                    wanted.push(place.parent.clone());
+                }
+                self.located.insert(directory, whereabouts);
+            }
+            for directory in std::mem::take(&mut self.unlocked) {
+                if let Some(directory) = self.below.open_directory(&directory)? {
+                    wait_for_changes_of(directory.as_fd())?;
+                }
+            }
+            let (digest, located, seen) = (self.digest, &mut self.located, &mut self.seen);
+            let mut is_missing = false;
+            later.read(&mut |after| {
+                for (place, seen) in &mut *seen {
+                    let before = after.before(place, seen.as_ref().map(|seen| &seen.object));
+                    if seen.as_ref().map(|seen| &seen.object) != before.as_ref() {
+                        *seen = before.map(|object| {
+                            let object_type = match after.entries.get(place).map(|entry| &entry.before) {
+                                Some(Before::Object((_, true))) => ObjectType::Directory,
+                                _ => ObjectType::File,
+                            };
+                            // It is somewhere else by now, and there it is told again.
+                            Seen { object, object_type, nlink: 1, is_subvolume: false }
+                        });
+                    }
+                }
+                for (directory, whereabouts) in &mut *located {
+                    match after.directories.get(directory) {
+                        Some(Some(place)) => *whereabouts = Whereabouts::At(place.clone()),
+                        // It came after the cut.
+                        Some(None) => *whereabouts = Whereabouts::Gone,
+                        None if after.ended_outside.contains(directory)
+                            || digest.ended_outside.contains(directory) =>
+                        {
+                            *whereabouts = Whereabouts::Outside;
+                        }
+                        None => {}
+                    }
+                }
+            })?;
+            for whereabouts in self.located.values() {
+                if let Whereabouts::At(place) = whereabouts {
+                    wanted.push(place.parent.clone());
+                }
+            }
+            wanted.retain(|directory| {
+                *directory != *self.below.root_handle() && !self.located.contains_key(directory)
+            });
+            if !wanted.is_empty() {
+                continue;
+            }
+            // A directory in which something has happened, and which is gone without a word: the word is on its way.
+            for parent in self.digest.entries.keys().map(|place| &place.parent) {
+                is_missing |= self.located.get(parent) == Some(&Whereabouts::Gone)
+                    && !self.digest.directories.contains_key(parent);
+            }
+            if !is_missing {
+                return Ok(());
+            }
+            if patience.is_zero() {
+                self.lost_sight = true;
+                return Ok(());
+            }
+            patience = patience.saturating_sub(EVENT_PAUSE);
+            std::thread::sleep(EVENT_PAUSE);
+        }
+    }
+
+    /// Where a directory was at the first cut; `None`: it did not exist.
+    fn first(&self, directory: &FileHandle) -> Option<Whereabouts> {
+        match self.digest.directories.get(directory) {
+            Some(Some(place)) => Some(Whereabouts::At(place.clone())),
+            Some(None) => None,
+            None => self.located.get(directory).cloned(),
+        }
+    }
+
+    fn side_at_first(&self, directory: &FileHandle) -> Side {
+        self.side(directory, |directory| self.first(directory))
+    }
+
+    fn side_at_second(&self, directory: &FileHandle) -> Side {
+        self.side(directory, |directory| self.located.get(directory).cloned())
+    }
+
+    fn side(&self, directory: &FileHandle, place: impl Fn(&FileHandle) -> Option<Whereabouts>) -> Side {
+        let mut directory = directory.clone();
+        for _ in 0..=self.located.len() {
+            if directory == *self.below.root_handle() {
+                return Side::Inside;
+            }
+            match place(&directory) {
+                Some(Whereabouts::At(above)) => directory = above.parent,
+                Some(Whereabouts::Outside) => return Side::Outside,
+                Some(Whereabouts::Gone) | None => return Side::Nowhere,
+                Some(Whereabouts::Unknown) => return Side::Unknown,
+            }
+        }
+        Side::Unknown
+    }
+
+    /// Whether what happens in a directory is told entry by entry: it is inside, and neither it nor anything above it came from
+    /// outside, since then it is told as a whole.
+    fn is_told_by_entry(&self, directory: &FileHandle) -> bool {
+        let mut directory = directory.clone();
+        for _ in 0..=self.located.len() {
+            if directory == *self.below.root_handle() {
+                return true;
+            }
+            if self.first(&directory).is_some() && self.side_at_first(&directory) != Side::Inside {
+                return false;
+            }
+            match self.located.get(&directory) {
+                Some(Whereabouts::At(above)) => directory = above.parent.clone(),
+                _ => return false,
+            }
+        }
+        false
+    }
+
+    fn name_directories(&self, resolved: &mut Resolved) {
+        for directory in self.located.keys() {
+            let place = match self.first(directory) {
+                Some(Whereabouts::At(place)) if self.side_at_first(directory) == Side::Inside => Some(place),
+                _ => None,
+            };
+            resolved.directories.insert(directory.clone(), place);
+        }
+    }
+
+    fn resolve_entries(&mut self, resolved: &mut Resolved) -> Result<(), Errno> {
+        let mut unknown = false;
+        for (place, entry) in &self.digest.entries {
+            let parent = &place.parent;
+            let (first, second) = (self.side_at_first(parent), self.side_at_second(parent));
+            unknown |= first == Side::Unknown || second == Side::Unknown;
+            let is_old = first == Side::Inside;
+            if let Before::Object((object, is_directory)) = &entry.before
+                && is_old
+                && second != Side::Outside
+            {
+                let object_type = self.type_of(object, *is_directory)?;
+                let (place, object) = (place.clone(), object.clone());
+                resolved.lost.push(Name { place, object, object_type, nlink: 1, is_new: false });
+            }
+            let seen = self.seen.get(place).cloned().flatten();
+            let arrived = seen.filter(|seen| entry.arrivals.iter().any(|(object, _)| *object == seen.object));
+            match (arrived, entry.arrivals.first()) {
+                (Some(seen), _) if self.is_told_by_entry(parent) => {
+                    let is_directory = seen.object_type == ObjectType::Directory;
+                    let is_new = is_directory
+                        && !seen.is_subvolume
+                        && self.digest.directories.get(&seen.object) == Some(&None);
+                    let Seen { object, object_type, nlink, .. } = seen;
+                    resolved.gained.push(Name { place: place.clone(), object, object_type, nlink, is_new });
+                }
+                (None, Some((object, is_directory)))
+                    if is_old && second != Side::Outside && !matches!(entry.before, Before::Object(_)) =>
+                {
+                    let object_type = self.type_of(object, *is_directory)?;
+                    let (place, object) = (place.clone(), object.clone());
+                    resolved.passed.push(Name { place, object, object_type, nlink: 1, is_new: false });
+                }
+                _ => {}
+            }
+        }
+        self.lost_sight |= unknown;
+        let by_place = |a: &Name, b: &Name| a.place.cmp(&b.place);
+        resolved.lost.sort_by(by_place);
+        resolved.passed.sort_by(by_place);
+        resolved.gained.sort_by(by_place);
+        Ok(())
+    }
+
+    fn type_of(&self, object: &FileHandle, is_directory: bool) -> Result<ObjectType, Errno> {
+        if is_directory {
+            return Ok(ObjectType::Directory);
+        }
+        // Of a file that is gone nobody knows any more what sort it was.
+        Ok(self.below.stat(object)?.map_or(ObjectType::File, |stat| object_type(&stat)))
+    }
+
+    fn resolve_touched(
+        &mut self,
+        resolved: &mut Resolved,
+        changed_since_cut: &dyn Fn(&FileHandle) -> Result<bool, Errno>,
+    ) -> Result<(), Errno> {
+        let mut gained: HashMap<&FileHandle, Vec<&Place>> = HashMap::new();
+        for (place, entry) in &self.digest.entries {
+            for (object, _) in &entry.arrivals {
+                gained.entry(object).or_default().push(place);
+            }
+        }
+        let mut touched: Vec<(&FileHandle, &Touched)> = self.digest.touched.iter().collect();
+        touched.sort_by_key(|(object, _)| *object);
+        let mut changes = Vec::new();
+        for (object, touched) in touched {
+            if touched.is_directory {
+                if *object == *self.below.root_handle() || self.is_told_by_entry(object) {
+                    changes.push(Change {
+                        object: object.clone(),
+                        object_type: ObjectType::Directory,
+                        modified: false,
+                        metadata: true,
+                        places: None,
+                        nlink: 1,
+                    });
+                }
+                continue;
+            }
+            let modified = touched.modified || touched.closed && changed_since_cut(object)?;
+            let found = match self.files.get(object) {
+                Some(Whereabouts::At(place)) => Some(place),
+                _ => None,
+            };
+            let gained = gained.get(object).into_iter().flatten().copied();
+            let candidates = candidates(self.links, object, touched).chain(gained).chain(found);
+            let (mut places, mut elsewhere) = (Vec::new(), false);
+            let (mut object_type, mut nlink) = (ObjectType::File, 1);
+            for place in candidates {
+                let Some(Some(seen)) = self.seen.get(place) else { continue };
+                if seen.object != *object || places.contains(place) {
+                    continue;
+                }
+                (object_type, nlink) = (seen.object_type, seen.nlink);
+                if self.is_told_by_entry(&place.parent) {
+                    places.push(place.clone());
+                } else {
+                    // Outside, or told as a whole with its directory.
+                    elsewhere = true;
+                }
+            }
+            let mut change = Change {
+                object: object.clone(),
+                object_type,
+                modified: modified && object_type == ObjectType::File,
+                metadata: touched.metadata,
+                places: Some(places),
+                nlink,
+            };
+            if change.places.as_ref().is_some_and(Vec::is_empty) {
+                if elsewhere || !modified && !touched.metadata {
+                    continue;
+                }
+                match self.files.get(object) {
+                    Some(Whereabouts::Gone | Whereabouts::Outside) => continue,
+                    Some(Whereabouts::Unknown) => change.places = None,
+                    // It was at one of these names, and is not by what the queue says: the next digest knows where it was.
+                    Some(Whereabouts::At(_)) | None => {
+                        resolved.carried.push(object.clone());
+                        continue;
+                    }
+                }
+            }
+            changes.push(change);
+        }
+        resolved.touched = changes;
+        Ok(())
+    }
+}

@@ -1,0 +1,578 @@
+//! The source on a real filesystem, with the real tracker: what a consumer is told. Needs root.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use std::collections::BTreeSet;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use highwater_inplace::{BarrierError, CarriedOver, Fanotify, Freeze, OpenError, WriteBarrier};
+use highwater_journal::Directory;
+use highwater_tracker::{Config, Cursor, Line, LineKind, RequestError, Since, Tracker, VolumeFacts};
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use tempfile::TempDir;
+
+/// A tmpfs of our own with the directory `t` in it, which is tracked, and `o` beside it.
+struct Scratch {
+    home: TempDir,
+}
+
+impl Scratch {
+    fn new() -> Self {
+        let scratch = Self { home: tempfile::tempdir().unwrap() };
+        let mount = scratch.mount_point();
+        fs::create_dir(&mount).unwrap();
+        sh(&format!("mount -t tmpfs none {}", mount.display()));
+        fs::create_dir(scratch.tree()).unwrap();
+        fs::create_dir(scratch.outside()).unwrap();
+        scratch
+    }
+
+    fn mount_point(&self) -> PathBuf {
+        self.home.path().join("mnt")
+    }
+
+    fn tree(&self) -> PathBuf {
+        self.mount_point().join("t")
+    }
+
+    fn outside(&self) -> PathBuf {
+        self.mount_point().join("o")
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(self.mount_point()).stderr(Stdio::null()).status();
+    }
+}
+
+fn sh(command: &str) {
+    let output = Command::new("sh").arg("-ec").arg(command).output().unwrap();
+    assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+type Act = Box<dyn FnMut() -> Result<CarriedOver, BarrierError> + Send>;
+
+/// A barrier that does what a test wants.
+#[derive(Clone)]
+struct Scripted(Arc<Mutex<Act>>);
+
+impl Scripted {
+    fn new() -> Self {
+        Self(Arc::new(Mutex::new(Box::new(|| Ok(CarriedOver::default())))))
+    }
+
+    fn act(&self, act: impl FnMut() -> Result<CarriedOver, BarrierError> + Send + 'static) {
+        *self.0.lock().unwrap() = Box::new(act);
+    }
+
+    fn rest(&self) {
+        self.act(|| Ok(CarriedOver::default()));
+    }
+}
+
+impl WriteBarrier for Scripted {
+    fn wait(&self, _deadline: Option<Instant>) -> Result<CarriedOver, BarrierError> {
+        (self.0.lock().unwrap())()
+    }
+
+    fn name(&self) -> &'static str {
+        "scripted"
+    }
+}
+
+struct Volume {
+    source: Fanotify,
+    tracker: Arc<Tracker>,
+    barrier: Scripted,
+    cursor: Cursor,
+}
+
+impl Volume {
+    fn open(scratch: &Scratch) -> Self {
+        let barrier = Scripted::new();
+        let given = barrier.clone();
+        let mut source = Fanotify::watch(&scratch.tree(), |_| Ok(Box::new(given))).unwrap();
+        let facts = VolumeFacts {
+            root: source.root_handle().clone(),
+            directory: scratch.tree(),
+            boot_id: "boot".to_owned(),
+            unbroken: false,
+        };
+        let state = Directory::open(scratch.home.path().join("state")).unwrap();
+        let (tracker, _) = Tracker::open(state, facts, Config::default()).unwrap();
+        source.start(&tracker).unwrap();
+        let cursor = tracker.changes(&Since::Now, None).unwrap().cursor;
+        let mut volume = Self { source, tracker, barrier, cursor };
+        // The holder of the first cursor may be reading anything, so that every move is told again; then only what it was told.
+        for _ in 0..2 {
+            fs::write(scratch.tree().join("settle"), "x").unwrap();
+            volume.told();
+        }
+        volume
+    }
+
+    /// The lines since the last call, as `kind path` or `renamed path from path`.
+    fn told(&mut self) -> Vec<String> {
+        let answer = self.tracker.changes(&Since::Cursor(self.cursor), None).unwrap();
+        assert!(answer.fresh.is_none(), "{:?}", answer.fresh);
+        self.cursor = answer.cursor;
+        answer.lines.into_iter().map(show).collect()
+    }
+
+    fn told_in_any_order(&mut self) -> BTreeSet<String> {
+        self.told().into_iter().collect()
+    }
+}
+
+fn show(line: Line) -> String {
+    let text = |path: &[u8]| String::from_utf8_lossy(path).into_owned();
+    let path = text(&line.path);
+    match line.kind {
+        LineKind::Created => format!("created {path}"),
+        LineKind::Modified => format!("modified {path}"),
+        LineKind::Metadata => format!("metadata {path}"),
+        LineKind::Renamed => format!("renamed {path} from {}", text(&line.from.unwrap())),
+        LineKind::Deleted => format!("deleted {path}"),
+        LineKind::Rescan if line.recursive => format!("rescan {path} all"),
+        LineKind::Rescan => format!("rescan {path}"),
+    }
+}
+
+fn set(lines: &[&str]) -> BTreeSet<String> {
+    lines.iter().map(|line| (*line).to_owned()).collect()
+}
+
+/// Another process that holds a file; a line to it makes it write, and it answers with a line.
+struct Writer {
+    child: Child,
+    answers: std::io::Lines<BufReader<std::process::ChildStdout>>,
+}
+
+impl Writer {
+    fn start(program: &str, arguments: &[&str]) -> Self {
+        let mut child = Command::new(program)
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let answers = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut writer = Self { child, answers };
+        writer.hear();
+        writer
+    }
+
+    fn hear(&mut self) {
+        assert_eq!(self.answers.next().unwrap().unwrap(), "done");
+    }
+
+    fn write(&mut self) {
+        writeln!(self.child.stdin.as_mut().unwrap(), "7").unwrap();
+        self.hear();
+    }
+
+    fn end(mut self) {
+        drop(self.child.stdin.take());
+        self.child.wait().unwrap();
+    }
+}
+
+#[test]
+fn every_kind_of_change_is_told_by_its_names() {
+    let scratch = Scratch::new();
+    let t = scratch.tree();
+    for file in ["written", "cut", "chmodded", "gone", "moved", "linked"] {
+        fs::write(t.join(file), "old").unwrap();
+    }
+    fs::create_dir_all(t.join("d/e")).unwrap();
+    fs::write(t.join("d/e/f"), "old").unwrap();
+    let mut volume = Volume::open(&scratch);
+    assert_eq!(volume.told(), [""; 0]);
+
+    fs::write(t.join("new"), "x").unwrap();
+    fs::create_dir(t.join("dir")).unwrap();
+    fs::write(t.join("dir/inside"), "x").unwrap();
+    std::os::unix::fs::symlink("nowhere", t.join("link")).unwrap();
+    OpenOptions::new().append(true).open(t.join("written")).unwrap().write_all(b"more").unwrap();
+    File::options().write(true).open(t.join("cut")).unwrap().set_len(1).unwrap();
+    fs::set_permissions(t.join("chmodded"), fs::Permissions::from_mode(0o600)).unwrap();
+    fs::set_permissions(t.join("d"), fs::Permissions::from_mode(0o700)).unwrap();
+    fs::remove_file(t.join("gone")).unwrap();
+    fs::rename(t.join("moved"), t.join("d/moved")).unwrap();
+    fs::hard_link(t.join("linked"), t.join("another")).unwrap();
+    fs::rename(t.join("d/e"), t.join("g")).unwrap();
+    fs::write(t.join("g/f"), "new").unwrap();
+    assert_eq!(
+        volume.told_in_any_order(),
+        set(&[
+            "created new",
+            "created dir",
+            "created dir/inside",
+            "created link",
+            "modified written",
+            "modified cut",
+            "metadata chmodded",
+            "metadata d",
+            "deleted gone",
+            "renamed d/moved from moved",
+            "created another",
+            "renamed g from d/e",
+            "modified g/f",
+        ])
+    );
+    assert_eq!(volume.told(), [""; 0]);
+}
+
+#[test]
+fn what_came_and_went_is_told_as_deleted_and_what_came_back_as_created() {
+    let scratch = Scratch::new();
+    let t = scratch.tree();
+    fs::write(t.join("a"), "old").unwrap();
+    let mut volume = Volume::open(&scratch);
+    fs::write(t.join("temporary"), "x").unwrap();
+    fs::remove_file(t.join("temporary")).unwrap();
+    // The same name and object again and again: the kernel may merge it all into one event without an order.
+    for _ in 0..2 {
+        fs::hard_link(t.join("a"), t.join("b")).unwrap();
+        fs::remove_file(t.join("b")).unwrap();
+    }
+    assert_eq!(volume.told_in_any_order(), set(&["deleted temporary", "deleted b"]));
+    for _ in 0..2 {
+        fs::hard_link(t.join("a"), t.join("b")).unwrap();
+        fs::remove_file(t.join("b")).unwrap();
+    }
+    fs::hard_link(t.join("a"), t.join("b")).unwrap();
+    assert_eq!(volume.told_in_any_order(), set(&["created b"]));
+}
+
+#[test]
+fn a_rename_that_may_be_merged_into_an_earlier_one_is_told_by_where_things_are() {
+    let scratch = Scratch::new();
+    let t = scratch.tree();
+    fs::create_dir(t.join("a")).unwrap();
+    fs::write(t.join("a/f"), "x").unwrap();
+    let mut volume = Volume::open(&scratch);
+    fs::rename(t.join("a"), t.join("b")).unwrap();
+    fs::rename(t.join("b"), t.join("a")).unwrap();
+    fs::rename(t.join("a"), t.join("b")).unwrap();
+    assert_eq!(volume.told(), ["renamed b from a"]);
+    fs::write(t.join("b/f"), "y").unwrap();
+    assert_eq!(volume.told(), ["modified b/f"]);
+    // A consumer may have looked for b/f while b was away.
+    fs::rename(t.join("b"), t.join("c")).unwrap();
+    fs::rename(t.join("c"), t.join("b")).unwrap();
+    let told = volume.told();
+    assert!(told.contains(&"modified b/f".to_owned()), "{told:?}");
+}
+
+#[test]
+fn of_an_exchange_both_objects_count_as_moved() {
+    let scratch = Scratch::new();
+    let t = scratch.tree();
+    fs::create_dir_all(t.join("d/below")).unwrap();
+    fs::write(t.join("file"), "x").unwrap();
+    let mut volume = Volume::open(&scratch);
+    // Both were told before, so both are told again when they have moved.
+    fs::write(t.join("file"), "y").unwrap();
+    fs::write(t.join("d/below/f"), "y").unwrap();
+    assert_eq!(volume.told_in_any_order(), set(&["modified file", "created d/below/f"]));
+    renameat_with(CWD, t.join("d"), CWD, t.join("file"), RenameFlags::EXCHANGE).unwrap();
+    let told = volume.told();
+    assert_eq!(told.iter().filter(|line| line.starts_with("renamed")).count(), 1, "{told:?}");
+    let told: BTreeSet<String> = told.into_iter().collect();
+    let again = ["created d", "modified d"].iter().any(|line| told.contains(*line));
+    assert!(again, "the file: {told:?}");
+    let again = ["rescan file all", "modified file/below/f"].iter().any(|line| told.contains(*line));
+    assert!(again, "the directory: {told:?}");
+}
+
+#[test]
+fn what_is_outside_is_dropped_and_what_comes_in_is_told_whole() {
+    let scratch = Scratch::new();
+    let (t, o) = (scratch.tree(), scratch.outside());
+    fs::create_dir_all(o.join("d/below")).unwrap();
+    fs::write(o.join("d/below/f"), "x").unwrap();
+    fs::create_dir_all(t.join("e/below")).unwrap();
+    let mut volume = Volume::open(&scratch);
+    fs::write(o.join("d/below/f"), "y").unwrap();
+    fs::write(o.join("new"), "y").unwrap();
+    assert_eq!(volume.told(), [""; 0]);
+    assert!(volume.source.counters().dropped >= 2);
+
+    fs::rename(o.join("d"), t.join("d")).unwrap();
+    assert_eq!(volume.told(), ["created d", "rescan d all"]);
+    fs::rename(t.join("e"), o.join("e")).unwrap();
+    fs::write(o.join("e/below/f"), "x").unwrap();
+    assert_eq!(volume.told(), ["deleted e"]);
+}
+
+#[test]
+fn what_was_outside_for_a_while_is_compared_whole() {
+    let scratch = Scratch::new();
+    let (t, o) = (scratch.tree(), scratch.outside());
+    fs::create_dir_all(t.join("d/below")).unwrap();
+    fs::write(t.join("d/below/f"), "x").unwrap();
+    let mut volume = Volume::open(&scratch);
+    fs::rename(t.join("d"), o.join("d")).unwrap();
+    // Until the reader has seen that it is outside, and has dropped what happened there.
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while volume.source.counters().dropped == 0 {
+        fs::write(o.join("d/below/f"), "y").unwrap();
+        assert!(Instant::now() < deadline, "the reader drops nothing");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    fs::rename(o.join("d"), t.join("d")).unwrap();
+    let told = volume.told();
+    assert!(told.contains(&"rescan d/below all".to_owned()), "{told:?}");
+}
+
+#[test]
+fn a_file_that_was_outside_for_a_while_is_taken_again() {
+    let scratch = Scratch::new();
+    let (t, o) = (scratch.tree(), scratch.outside());
+    fs::write(t.join("a"), "x").unwrap();
+    let mut volume = Volume::open(&scratch);
+    fs::rename(t.join("a"), o.join("a")).unwrap();
+    fs::write(o.join("a"), "y").unwrap();
+    fs::rename(o.join("a"), t.join("b")).unwrap();
+    assert_eq!(volume.told(), ["renamed b from a", "modified b"]);
+}
+
+#[test]
+fn what_is_too_deep_for_a_path_is_told_all_the_same() {
+    let scratch = Scratch::new();
+    let name = "n".repeat(200);
+    // Made from the bottom up: each path is short then.
+    for _ in 0..30 {
+        fs::create_dir(scratch.outside().join("top")).unwrap();
+        if scratch.outside().join("below").exists() {
+            fs::rename(scratch.outside().join("below"), scratch.outside().join("top").join(&name)).unwrap();
+        }
+        fs::rename(scratch.outside().join("top"), scratch.outside().join("below")).unwrap();
+    }
+    fs::rename(scratch.outside().join("below"), scratch.tree().join("deep")).unwrap();
+    let mut volume = Volume::open(&scratch);
+    let program = format!(
+        "import os\nos.chdir('{}/deep')\nfor i in range(29): os.chdir('{name}')\nopen('f','w').write('x')\nos.mkdir('d')",
+        scratch.tree().display()
+    );
+    assert!(Command::new("python3").arg("-c").arg(program).status().unwrap().success());
+    let told = volume.told();
+    let paths: Vec<usize> = told.iter().map(String::len).collect();
+    assert!(paths.iter().all(|length| *length > 29 * 201), "{paths:?}");
+    assert_eq!(told.len(), 2);
+}
+
+#[test]
+fn a_write_by_a_name_that_is_gone_is_told() {
+    let scratch = Scratch::new();
+    let t = scratch.tree();
+    fs::write(t.join("a"), "x").unwrap();
+    fs::hard_link(t.join("a"), t.join("b")).unwrap();
+    let mut volume = Volume::open(&scratch);
+    let by_b = OpenOptions::new().append(true).open(t.join("b")).unwrap();
+    fs::remove_file(t.join("b")).unwrap();
+    assert!(volume.told().contains(&"deleted b".to_owned()));
+    (&by_b).write_all(b"more").unwrap();
+    let told = volume.told();
+    let is_told = ["modified a", "rescan . all"].iter().any(|line| told.contains(&(*line).to_owned()));
+    assert!(is_told, "{told:?}");
+}
+
+#[test]
+fn a_batch_holds_what_ends_while_the_barrier_waits() {
+    let scratch = Scratch::new();
+    let t = scratch.tree();
+    fs::write(t.join("a"), "x").unwrap();
+    let mut volume = Volume::open(&scratch);
+    let late = t.join("a");
+    volume.barrier.act(move || {
+        fs::write(&late, "a write in flight ends now").unwrap();
+        Ok(CarriedOver::default())
+    });
+    assert_eq!(volume.told(), ["modified a"]);
+}
+
+#[test]
+fn a_barrier_that_does_not_hold_costs_nothing_but_time() {
+    let scratch = Scratch::new();
+    let mut volume = Volume::open(&scratch);
+    fs::write(scratch.tree().join("a"), "x").unwrap();
+    volume.barrier.act(|| Err(BarrierError::Deadline { holdups: Vec::new() }));
+    let error = volume.tracker.changes(&Since::Cursor(volume.cursor), None).unwrap_err();
+    assert!(matches!(error, RequestError::Deadline { .. }), "{error:?}");
+    volume.barrier.act(|| Err(BarrierError::Failed { source: io::Error::other("broken") }));
+    let error = volume.tracker.changes(&Since::Cursor(volume.cursor), None).unwrap_err();
+    assert!(matches!(error, RequestError::Source { .. }), "{error:?}");
+    volume.barrier.rest();
+    assert_eq!(volume.told(), ["created a"]);
+}
+
+#[test]
+fn what_a_barrier_carries_over_is_told_twice() {
+    let scratch = Scratch::new();
+    let file = scratch.tree().join("a");
+    fs::write(&file, "x").unwrap();
+    let mut volume = Volume::open(&scratch);
+    let handle = Fanotify::handle_of(&file).unwrap();
+    volume.barrier.act(move || Ok(CarriedOver { objects: vec![handle.clone()] }));
+    assert_eq!(volume.told(), ["modified a"]);
+    volume.barrier.rest();
+    assert_eq!(volume.told(), ["modified a"]);
+    assert_eq!(volume.told(), [""; 0]);
+}
+
+#[test]
+fn a_mapped_file_is_told_while_it_is_mapped_and_once_more() {
+    const PROGRAM: &str = "import mmap,os,sys,ctypes
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = ctypes.c_void_p
+f = os.open(sys.argv[1], os.O_RDWR)
+m = libc.mmap(None, 4096, 3, 1, f, ctypes.c_long(0))
+os.close(f)
+print('done', flush=True)
+for line in sys.stdin:
+    ctypes.memset(m, int(line), 9)
+    print('done', flush=True)
+";
+    let scratch = Scratch::new();
+    let path = scratch.tree().join("a");
+    fs::write(&path, [0; 4096]).unwrap();
+    let mut volume = Volume::open(&scratch);
+    let mut writer = Writer::start("python3", &["-c", PROGRAM, path.to_str().unwrap()]);
+    assert_eq!(volume.told(), ["modified a"]);
+    writer.write();
+    assert_eq!(volume.told(), ["modified a"]);
+    // The directory above it changes its name: the file is found all the same.
+    fs::rename(&path, scratch.tree().join("b")).unwrap();
+    assert_eq!(volume.told(), ["renamed b from a", "modified b"]);
+    writer.write();
+    writer.end();
+    assert_eq!(volume.told(), ["modified b"], "a store before it was unmapped leaves no trace");
+    assert_eq!(volume.told(), [""; 0]);
+}
+
+#[test]
+fn an_idle_file_that_is_open_for_writing_is_not_told() {
+    let scratch = Scratch::new();
+    let path = scratch.tree().join("a");
+    fs::write(&path, "x").unwrap();
+    let mut volume = Volume::open(&scratch);
+    let script =
+        format!("exec 3>>{}; echo done; while read l; do echo $l >&3; echo done; done", path.display());
+    let mut writer = Writer::start("sh", &["-c", &script]);
+    // Opened since the last look: it may have been written to in between.
+    let _ = volume.told();
+    assert_eq!(volume.told(), [""; 0]);
+    assert_eq!(volume.source.counters().open_writers, 1);
+    writer.write();
+    assert_eq!(volume.told(), ["modified a"]);
+    assert_eq!(volume.told(), [""; 0]);
+    writer.end();
+}
+
+#[test]
+fn a_change_through_another_mount_is_told() {
+    let scratch = Scratch::new();
+    let t = scratch.tree();
+    fs::write(t.join("a"), "x").unwrap();
+    fs::write(t.join("b"), "x").unwrap();
+    let mut volume = Volume::open(&scratch);
+    let elsewhere = scratch.home.path().join("elsewhere");
+    fs::create_dir(&elsewhere).unwrap();
+    let (from, to) = (t.display(), elsewhere.display());
+    // A bind mount in a mount namespace of its own.
+    sh(&format!("unshare -m sh -ec 'mount --bind {from} {to}; echo more >> {to}/a; mv {to}/b {to}/c'"));
+    assert_eq!(volume.told_in_any_order(), set(&["modified a", "renamed c from b"]));
+}
+
+#[test]
+fn what_changed_while_nobody_tracked_is_caught_up_with() {
+    let scratch = Scratch::new();
+    let t = scratch.tree();
+    fs::create_dir(t.join("d")).unwrap();
+    fs::write(t.join("d/f"), "x").unwrap();
+    let mut volume = Volume::open(&scratch);
+    fs::write(t.join("told"), "x").unwrap();
+    assert_eq!(volume.told(), ["created told"]);
+    let cursor = volume.cursor;
+    fs::write(t.join("d/f"), "lost in the queue of a tracker that is killed").unwrap();
+    drop(volume);
+    fs::write(t.join("d/g"), "in the gap").unwrap();
+
+    let mut volume = Volume::open(&scratch);
+    volume.cursor = cursor;
+    let told = volume.told();
+    assert!(told.iter().any(|line| line.starts_with("rescan d")), "{told:?}");
+    assert!(told.contains(&"modified d/f".to_owned()), "{told:?}");
+}
+
+#[test]
+fn tracking_is_in_nobodys_way_at_an_unmount() {
+    let scratch = Scratch::new();
+    let volume = Volume::open(&scratch);
+    sh(&format!("umount {}", scratch.mount_point().display()));
+    drop(volume);
+}
+
+#[test]
+fn a_mount_over_a_directory_does_not_hide_what_is_below_it() {
+    let scratch = Scratch::new();
+    let covered = scratch.tree().join("d/covered");
+    fs::create_dir_all(&covered).unwrap();
+    let mut volume = Volume::open(&scratch);
+    fs::write(covered.join("f"), "x").unwrap();
+    sh(&format!("mount -t tmpfs none {}", covered.display()));
+    let told = volume.told();
+    sh(&format!("umount {}", covered.display()));
+    assert_eq!(told, ["created d/covered/f"]);
+}
+
+#[test]
+fn a_filesystem_that_cannot_be_watched_is_refused_with_its_name() {
+    let scratch = Scratch::new();
+    let home = scratch.mount_point();
+    let merged = home.join("m");
+    for directory in ["l", "u", "w", "m"] {
+        fs::create_dir(home.join(directory)).unwrap();
+    }
+    let at = home.display();
+    sh(&format!("mount -t overlay -o lowerdir={at}/l,upperdir={at}/u,workdir={at}/w none {at}/m"));
+    let refused = Fanotify::watch(&merged, |_| Ok(Box::new(Scripted::new())));
+    sh(&format!("umount {at}/m"));
+    match refused {
+        Err(OpenError::Unfit { filesystem, .. }) => assert_eq!(filesystem, "overlay"),
+        Err(other) => panic!("{other:?}"),
+        Ok(_) => panic!("overlay was taken"),
+    }
+    let refused = Freeze::new(File::open(&home).unwrap()).unwrap_err();
+    assert_eq!(refused.raw_os_error(), Some(libc::EOPNOTSUPP), "tmpfs cannot be frozen");
+}
+
+#[test]
+fn freezing_waits_for_whoever_has_frozen_before_and_leaves_the_filesystem_writable() {
+    let home = tempfile::tempdir().unwrap();
+    let (image, mount) = (home.path().join("image"), home.path().join("mnt"));
+    File::create(&image).unwrap().set_len(64 << 20).unwrap();
+    fs::create_dir(&mount).unwrap();
+    let (image, at): (_, &Path) = (image.display(), &mount);
+    let at = at.display();
+    sh(&format!("mkfs.ext4 -q -F {image}; mount -o loop {image} {at}"));
+    let barrier = Freeze::new(File::open(&mount).unwrap()).unwrap();
+    barrier.wait(None).unwrap();
+    fs::write(mount.join("f"), "x").unwrap();
+    sh(&format!("fsfreeze -f {at}"));
+    let waited = barrier.wait(Some(Instant::now() + Duration::from_millis(50)));
+    sh(&format!("fsfreeze -u {at}"));
+    assert!(matches!(waited, Err(BarrierError::Deadline { .. })), "{waited:?}");
+    barrier.wait(Some(Instant::now() + Duration::from_secs(10))).unwrap();
+    fs::write(mount.join("f"), "y").unwrap();
+    drop(barrier);
+    sh(&format!("umount {at}"));
+}
