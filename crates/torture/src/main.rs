@@ -29,6 +29,7 @@ mod mapping;
 mod naive_race;
 mod object;
 mod oracle;
+mod outside;
 mod product;
 mod replica;
 mod scratch;

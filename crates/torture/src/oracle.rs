@@ -74,6 +74,9 @@ pub(crate) struct OracleArgs {
     /// Do not compare the mount with the filesystem below it.
     #[arg(long)]
     skip_lower: bool,
+    /// Somebody else works beside the tracked directory, on the same filesystem, and moves things in and out. For sources in place.
+    #[arg(long)]
+    outside: bool,
     /// No product: full differences instead, to test the oracle.
     #[arg(long)]
     self_test: bool,
@@ -101,6 +104,7 @@ impl OracleArgs {
             (" --restart", self.restart),
             (" --consumer careful", self.consumer == Policy::Careful),
             (" --crash-consumer", self.crash_consumer),
+            (" --outside", self.outside),
             (" --quiet-consumer", self.quiet_consumer),
             (" --one-answer", self.one_answer),
             (" --allow-fresh", self.allow_fresh),
@@ -259,6 +263,7 @@ fn round(
     writeln!(consumer.log, "=== round {}", totals.rounds + 1)?;
     writers.go(arguments.operations)?;
     let over = AtomicBool::new(false);
+    let outside_rng = arguments.outside.then(|| rng.fork());
     let deadline = Instant::now() + ROUND_MAX;
     match volume {
         Volume::Fake(_) => writers.wait(deadline)?,
@@ -288,10 +293,14 @@ fn round(
                     *slot = Some(product.track().context("after kill -9")?.0);
                     Ok(1)
                 });
+                let moving = outside_rng.map(|rng| {
+                    scope.spawn(move || crate::outside::work(&scratch.tree, &scratch.evidence, rng, over))
+                });
                 let kills = joined(killing.join());
                 let written = if kills.is_ok() { writers.wait(deadline) } else { Ok(()) };
                 over.store(true, Ordering::Relaxed);
                 let answers = joined(consuming.join());
+                moving.map_or(Ok(()), |moving| joined(moving.join()))?;
                 // The tracker's end explains the others.
                 let kills = kills?;
                 written?;

@@ -15,7 +15,7 @@ use crate::exit::{Exit, Failure};
 use crate::output::print_line;
 use crate::quote::quote_path;
 use crate::server::Stop;
-use crate::tracking::{Ended, Request, Tracking, abort_on_panic, daemon};
+use crate::tracking::{BarrierKind, Ended, Request, SourceKind, Tracking, abort_on_panic, daemon};
 
 /// How long a stop by a signal waits for programs that use the directory: at a shutdown they are ending as well.
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
@@ -30,6 +30,10 @@ const STOP_EVERY: Duration = Duration::from_millis(100);
 /// at that moment. `highwater stop` ends it as well. A directory that is in use
 /// cannot be stopped: then a signal is answered with who uses it, and tracking
 /// goes on.
+///
+/// With the source `fanotify` the directory stays as it is, and nobody notices;
+/// root only. Each start is followed by a scan for what has changed since the
+/// stable horizon, and so is every crash.
 ///
 /// With the source `fuse` the directory is mounted over itself. If the tracker is
 /// killed, the directory answers `Transport endpoint is not connected` until the
@@ -52,6 +56,10 @@ pub(crate) struct Args {
     /// What sees the changes. `auto` takes the strictest that there is.
     #[arg(long, value_enum, default_value_t = SourceArg::Auto)]
     source: SourceArg,
+    /// What waits for the writes in flight, with the source `fanotify`. `bpf` holds nobody up. `freeze` freezes the filesystem for a
+    /// moment, which syncs it and blocks writers as long as that takes; it needs nothing of the kernel.
+    #[arg(long, value_enum, default_value_t = BarrierArg::Bpf)]
+    barrier: BarrierArg,
     /// Where the journal is kept.
     #[arg(long, value_name = "STATE")]
     state: Option<PathBuf>,
@@ -87,6 +95,21 @@ enum SourceArg {
     Bpf,
 }
 
+impl SourceArg {
+    fn kind(self) -> SourceKind {
+        match self {
+            Self::Fanotify => SourceKind::Fanotify,
+            Self::Auto | Self::Fuse | Self::Bpf => SourceKind::Fuse,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum BarrierArg {
+    Bpf,
+    Freeze,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum DurabilityArg {
     Strict,
@@ -106,10 +129,10 @@ enum Event {
 }
 
 pub(crate) fn run(args: &Args) -> Result<Exit, Failure> {
-    if let SourceArg::Fanotify | SourceArg::Bpf = args.source {
+    if let SourceArg::Bpf = args.source {
         let name =
             args.source.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned());
-        let text = format!("the source {name} is not built yet; use --source fuse, or auto");
+        let text = format!("the source {name} is not built yet; use --source fanotify, fuse, or auto");
         return Err(Failure::text(Exit::Usage, text));
     }
     if args.daemon && !args.background_child {
@@ -168,6 +191,11 @@ fn request(args: &Args) -> Result<Request, Failure> {
         state: args.state.clone(),
         config,
         passthrough: !args.no_passthrough,
+        source: args.source.kind(),
+        barrier: match args.barrier {
+            BarrierArg::Bpf => BarrierKind::Bpf,
+            BarrierArg::Freeze => BarrierKind::Freeze,
+        },
     })
 }
 
@@ -191,7 +219,8 @@ fn announce(args: &Args, tracking: &Tracking) -> Result<(), Failure> {
     let durability = if args.durability == DurabilityArg::Strict { "strict" } else { "relaxed" };
     let (shown, state_shown) = (quote_path(&directory), quote_path(&state));
     let pid = std::process::id();
-    let line = format!("tracking {shown} (source fuse, {durability}, state {state_shown}, pid {pid})");
+    let source = tracking.source();
+    let line = format!("tracking {shown} (source {source}, {durability}, state {state_shown}, pid {pid})");
     if args.background_child {
         daemon::leave(&state)?;
     }

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use highwater_client::{Change, Consumer, Holder, Kind, ObjectType, Refusal, Status, stacked_mounts};
 use highwater_fuse::{Stacked, UnmountError};
+use highwater_inplace::Fanotify;
 use highwater_tracker::{self as tracker, Cursor, Durability, LineKind, RequestError, Tracker};
 use rustix::event::{PollFd, PollFlags, poll};
 
@@ -14,13 +15,59 @@ use crate::server::{Answer, Since, Stop, Volume};
 /// Another user than root cannot look into most processes, and each is a loss of its own.
 const LOSSES_TOLD_MAX: usize = 6;
 
+/// What sees the changes.
+pub(super) enum Source {
+    Stacked(Stacked),
+    InPlace { fanotify: Mutex<Fanotify>, mount_id: u64 },
+}
+
+impl Source {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Stacked(_) => "fuse",
+            Self::InPlace { .. } => "fanotify",
+        }
+    }
+}
+
+/// A mount, as `/proc/self/mountinfo` lists it.
+pub(super) struct Mount {
+    pub(super) id: u64,
+    pub(super) filesystem: String,
+}
+
+impl Mount {
+    /// The one that a directory is on.
+    pub(super) fn of(directory: &Path) -> std::io::Result<Self> {
+        let flags = rustix::fs::AtFlags::NO_AUTOMOUNT;
+        let stat = rustix::fs::statx(rustix::fs::CWD, directory, flags, rustix::fs::StatxFlags::MNT_ID)?;
+        let found = Self::all()?.find(|mount| mount.id == stat.stx_mnt_id);
+        found.ok_or_else(|| std::io::Error::other("it is not in /proc/self/mountinfo"))
+    }
+
+    fn all() -> std::io::Result<impl Iterator<Item = Self>> {
+        let text = std::fs::read("/proc/self/mountinfo")?;
+        let text = String::from_utf8_lossy(&text).into_owned();
+        let mounts: Vec<Self> = text.lines().filter_map(Self::parse).collect();
+        Ok(mounts.into_iter())
+    }
+
+    /// `id parent device root point options ... - filesystem source options`.
+    fn parse(line: &str) -> Option<Self> {
+        let mut fields = line.split(' ');
+        let id = fields.next()?.parse().ok()?;
+        let filesystem = fields.skip_while(|field| *field != "-").nth(1)?;
+        Some(Self { id, filesystem: filesystem.to_owned() })
+    }
+}
+
 /// A tracked directory.
 pub(super) struct Engine {
     tracker: Arc<Tracker>,
-    stacked: Stacked,
+    source: Source,
     directory: PathBuf,
     state: PathBuf,
-    filesystem: &'static str,
+    filesystem: String,
     /// How the stop went, once it has been done.
     stopped: Mutex<Option<Result<(), Refusal>>>,
 }
@@ -28,13 +75,17 @@ pub(super) struct Engine {
 impl Engine {
     pub(super) fn new(
         tracker: Arc<Tracker>,
-        stacked: Stacked,
+        source: Source,
         directory: &Path,
         state: &Path,
-        filesystem: &'static str,
+        filesystem: String,
     ) -> Self {
         let (directory, state) = (directory.to_owned(), state.to_owned());
-        Self { tracker, stacked, directory, state, filesystem, stopped: Mutex::new(None) }
+        Self { tracker, source, directory, state, filesystem, stopped: Mutex::new(None) }
+    }
+
+    pub(super) fn source_name(&self) -> &'static str {
+        self.source.name()
     }
 
     pub(super) fn state(&self) -> &Path {
@@ -43,7 +94,8 @@ impl Engine {
 
     /// What is lost with this mount, one sentence each; of many the first ones.
     pub(super) fn losses(&self) -> Vec<String> {
-        let all = &self.stacked.report().losses;
+        let Source::Stacked(stacked) = &self.source else { return Vec::new() };
+        let all = &stacked.report().losses;
         let mut told: Vec<String> = all.iter().take(LOSSES_TOLD_MAX).cloned().collect();
         if all.len() > told.len() {
             told.push(format!("and {} more like that", all.len() - told.len()));
@@ -51,12 +103,12 @@ impl Engine {
         told
     }
 
-    /// Returns when the directory is not covered any more, by whomever that was done.
+    /// Returns when the directory is not covered any more, or what it is on has been unmounted, by whomever that was done.
     ///
     /// The kernel tells of each change of the mounts by an exceptional condition of `/proc/self/mountinfo` (proc(5)).
     pub(super) fn wait_for_unmount(&self) -> std::io::Result<()> {
         let mounts = std::fs::File::open("/proc/self/mountinfo")?;
-        while stacked_mounts()?.iter().any(|mount| mount.directory == self.directory) {
+        while self.is_mounted()? {
             let mut events = [PollFd::new(&mounts, PollFlags::PRI | PollFlags::ERR)];
             match poll(&mut events, None) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
@@ -64,6 +116,37 @@ impl Engine {
             }
         }
         Ok(())
+    }
+
+    fn is_mounted(&self) -> std::io::Result<bool> {
+        match &self.source {
+            Source::Stacked(_) => Ok(stacked_mounts()?.iter().any(|mount| mount.directory == self.directory)),
+            Source::InPlace { mount_id, .. } => Ok(Mount::all()?.any(|mount| mount.id == *mount_id)),
+        }
+    }
+
+    /// What is worth knowing about the source.
+    fn details(&self) -> Vec<(&'static str, String)> {
+        match &self.source {
+            Source::Stacked(stacked) => {
+                let data = if stacked.is_passthrough() {
+                    "native speed (passthrough)"
+                } else {
+                    "through the tracker"
+                };
+                vec![("data", data.to_owned())]
+            }
+            Source::InPlace { fanotify, .. } => {
+                let fanotify = fanotify.lock().unwrap_or_else(PoisonError::into_inner);
+                let counters = fanotify.counters();
+                vec![
+                    ("barrier", format!("{}, last {} us", fanotify.barrier_name(), counters.barrier_us)),
+                    ("events", format!("{}, of which {} were outside", counters.events, counters.dropped)),
+                    ("carried", format!("{} files open for writing or mapped", counters.open_writers)),
+                    ("resolve", format!("last {} us", counters.resolve_us)),
+                ]
+            }
+        }
     }
 
     pub(super) fn is_being_stopped(&self) -> bool {
@@ -79,17 +162,14 @@ impl Volume for Engine {
     fn status(&self) -> Status {
         let status = self.tracker.status();
         let losses = self.losses();
-        let data =
-            if self.stacked.is_passthrough() { "native speed (passthrough)" } else { "through the tracker" };
-        let mut details = std::collections::BTreeMap::from([
-            ("data".to_owned(), data.to_owned()),
-            ("filesystem".to_owned(), self.filesystem.to_owned()),
-        ]);
+        let mut details: std::collections::BTreeMap<String, String> =
+            self.details().into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+        details.insert("filesystem".to_owned(), self.filesystem.clone());
         if !losses.is_empty() {
             details.insert("note".to_owned(), losses.join("; "));
         }
         Status {
-            source: "fuse".to_owned(),
+            source: self.source.name().to_owned(),
             durability: match status.durability {
                 Durability::Strict => "strict".to_owned(),
                 Durability::Relaxed => "relaxed".to_owned(),
@@ -165,7 +245,12 @@ impl Volume for Engine {
             Some(Err(why)) => return Stop::Unclean(why.clone()),
             None => {}
         }
-        match self.stacked.unmount() {
+        let uncovered = match &self.source {
+            Source::Stacked(stacked) => stacked.unmount(),
+            // Nobody is in the way, and nobody notices.
+            Source::InPlace { .. } => Ok(()),
+        };
+        match uncovered {
             Ok(()) => {}
             Err(UnmountError::Busy { directory, holders }) => {
                 let holder = |one: highwater_fuse::Holder| Holder { pid: one.pid, command: one.command };
@@ -180,6 +265,9 @@ impl Volume for Engine {
         let ended = self.tracker.stop().map_err(|error| Refusal::StopFailed {
             message: format!("{}; the next `highwater track` recovers", causes(&error)),
         });
+        if let Source::InPlace { fanotify, .. } = &self.source {
+            fanotify.lock().unwrap_or_else(PoisonError::into_inner).end();
+        }
         *stopped = Some(ended.clone());
         match ended {
             Ok(()) => Stop::Clean,

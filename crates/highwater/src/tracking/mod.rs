@@ -25,18 +25,21 @@ mod engine;
 mod state;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex};
 
 use anyhow::Context;
 use highwater_client::{DirectoryLock, Registration, RuntimeDirectory};
 use highwater_fuse::{Covered, DeadMount, Stacked};
+use highwater_inplace::Fanotify;
+use highwater_inplace::barrier::FilesystemBarrier;
 use highwater_journal::Directory;
 use highwater_tracker::{Config, Durability, Opening, Tracker, VolumeFacts};
 
 use crate::exit::{Exit, Failure};
+use crate::quote::quote_path;
 use crate::server::{Limits, Server, Stop, Volume};
-use engine::Engine;
+use engine::{Engine, Mount, Source};
 
 /// What is to be tracked, and how.
 #[derive(Clone, Debug)]
@@ -45,6 +48,26 @@ pub(crate) struct Request {
     pub(crate) state: Option<PathBuf>,
     pub(crate) config: Config,
     pub(crate) passthrough: bool,
+    pub(crate) source: SourceKind,
+    pub(crate) barrier: BarrierKind,
+}
+
+/// What sees the changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SourceKind {
+    /// The directory is mounted over itself.
+    Fuse,
+    /// The directory is watched in place.
+    Fanotify,
+}
+
+/// What waits for the writes in flight, for a source in place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum BarrierKind {
+    /// BPF looks at all tasks, and holds nobody up.
+    Bpf,
+    /// The filesystem is frozen for a moment.
+    Freeze,
 }
 
 /// A directory that is being tracked. Dropping it stops, if it can.
@@ -73,7 +96,7 @@ impl Tracking {
     /// Starts tracking; when this returns, every change is seen. `ended` is told when tracking has ended without a call
     /// of [`Tracking::stop`].
     pub(crate) fn start(request: &Request, ended: &Sender<Ended>) -> Result<Self, Failure> {
-        let directory = checks::directory(&request.directory)?;
+        let directory = checks::directory(&request.directory, request.source)?;
         let runtime = RuntimeDirectory::of_this_user().map_err(anyhow::Error::from)?;
         runtime.make().map_err(anyhow::Error::from)?;
         let path = &directory.path;
@@ -91,10 +114,16 @@ impl Tracking {
         checks::nesting(&registered.runtime, &directory)?;
         let state = state::open(&state_path)?;
 
-        let dead_mount = highwater_fuse::find_dead_mount(path).map_err(anyhow::Error::from)?;
-        let (engine, opening) = cover(request, path, &state_path, state, dead_mount)?;
+        let (engine, opening) = match request.source {
+            SourceKind::Fuse => {
+                let dead_mount = highwater_fuse::find_dead_mount(path).map_err(anyhow::Error::from)?;
+                let covered = cover(request, path, &state_path, state, dead_mount)?;
+                bypass::warn(path);
+                covered
+            }
+            SourceKind::Fanotify => watch_in_place(request, path, &state_path, state)?,
+        };
         let engine = Arc::new(engine);
-        bypass::warn(path);
 
         let (stopped_send, stopped) = std::sync::mpsc::channel();
         let socket = registered.runtime.socket_for(path);
@@ -109,6 +138,11 @@ impl Tracking {
     /// The canonical path of the directory.
     pub(crate) fn directory(&self) -> &Path {
         &self.registered.directory
+    }
+
+    /// What sees the changes.
+    pub(crate) fn source(&self) -> &'static str {
+        self.engine.source_name()
     }
 
     /// Where the state is.
@@ -176,15 +210,13 @@ fn cover(
     let kept = left.map_or(&[][..], |dead| &dead.instances);
     state::Tree::store(&state, path, &covered.origin(), kept, &instance)
         .map_err(|error| state::explain(error, state_path))?;
-    let boot_id =
-        std::fs::read_to_string("/proc/sys/kernel/random/boot_id").context("cannot read the boot id")?;
     let facts = VolumeFacts {
         root: covered.root_handle().clone(),
         directory: path.to_owned(),
-        boot_id: boot_id.trim().to_owned(),
+        boot_id: boot_id()?,
         unbroken,
     };
-    let filesystem = covered.filesystem();
+    let filesystem = covered.filesystem().to_owned();
     let (tracker, opening) = Tracker::open(state, facts, request.config.clone())
         .map_err(|error| state::explain(anyhow::Error::from(error), state_path))?;
     let options = highwater_fuse::Options {
@@ -199,8 +231,63 @@ fn cover(
     let stacked = Stacked::mount(covered, Arc::clone(&tracker), options)
         .map_err(|error| Failure::new(Exit::Failed, anyhow::Error::from(error).context("cannot track")))?;
     let strict = request.config.durability == Durability::Strict;
-    tracing::info!(filesystem, strict, "covered {}", path.display());
-    Ok((Engine::new(tracker, stacked, path, state_path, filesystem), opening))
+    tracing::info!(filesystem = %filesystem, strict, "covered {}", path.display());
+    Ok((Engine::new(tracker, Source::Stacked(stacked), path, state_path, filesystem), opening))
+}
+
+/// Watches the directory, opens the volume and starts the tracker. What is changed before the watch is in the gap since the tracker
+/// before this one.
+fn watch_in_place(
+    request: &Request,
+    path: &Path,
+    state_path: &Path,
+    state: Directory,
+) -> Result<(Engine, Opening), Failure> {
+    let cannot = |error: highwater_inplace::OpenError| {
+        let hint = match error {
+            highwater_inplace::OpenError::Unfit { .. } => "; use --source fuse",
+            highwater_inplace::OpenError::NotRoot => "; run as root, or use --source fuse",
+            highwater_inplace::OpenError::Barrier { .. } if request.barrier == BarrierKind::Bpf => {
+                "; use --barrier freeze, which holds writers up for a moment, or --source fuse"
+            }
+            highwater_inplace::OpenError::Barrier { .. } => "; use --barrier bpf, or --source fuse",
+            _ => "",
+        };
+        let error = anyhow::Error::from(error);
+        Failure::text(Exit::Failed, format!("cannot track {}: {error:#}{hint}", quote_path(path)))
+    };
+    let mut fanotify = Fanotify::watch(path, |root| match request.barrier {
+        BarrierKind::Bpf => {
+            let barrier = FilesystemBarrier::new(root).map_err(std::io::Error::other)?;
+            Ok(Box::new(barrier))
+        }
+        BarrierKind::Freeze => Ok(Box::new(highwater_inplace::Freeze::new(root)?)),
+    })
+    .map_err(cannot)?;
+    let origin = Covered::open(path).map_err(anyhow::Error::from)?.origin();
+    let tree = state::Tree::read(&state).map_err(|error| state::explain(error, state_path))?;
+    tree.check(&origin).map_err(|error| state::explain(error, state_path))?;
+    // No mount: one that a tracker before this one has left proves nothing any more.
+    state::Tree::store(&state, path, &origin, &[], &state::new_instance())
+        .map_err(|error| state::explain(error, state_path))?;
+    let facts = VolumeFacts {
+        root: fanotify.root_handle().clone(),
+        directory: path.to_owned(),
+        boot_id: boot_id()?,
+        unbroken: false,
+    };
+    let (tracker, opening) = Tracker::open(state, facts, request.config.clone())
+        .map_err(|error| state::explain(anyhow::Error::from(error), state_path))?;
+    let mount = Mount::of(path).with_context(|| format!("cannot find the mount of {}", quote_path(path)))?;
+    fanotify.start(&tracker).map_err(cannot)?;
+    let filesystem = mount.filesystem;
+    let source = Source::InPlace { fanotify: Mutex::new(fanotify), mount_id: mount.id };
+    Ok((Engine::new(tracker, source, path, state_path, filesystem), opening))
+}
+
+fn boot_id() -> Result<String, Failure> {
+    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").context("cannot read the boot id")?;
+    Ok(id.trim().to_owned())
 }
 
 /// Tells the owner of the process when tracking ends from elsewhere.
