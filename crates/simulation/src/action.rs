@@ -115,7 +115,7 @@ pub enum Action {
     Ack(u8),
     /// A consumer dies. What it has applied since its last ack is still there, or is not.
     Die(u8, bool),
-    /// A consumer reads something that it was not told.
+    /// A consumer reads something that it was not told, if its cursor says that it may be reading anything.
     ReadMore(u8, At),
     /// Ends the share of one pause.
     Yield,

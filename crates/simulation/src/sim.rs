@@ -673,6 +673,12 @@ impl Sim {
             return;
         }
         let index = usize::from(number) % world.consumers.len();
+        // Only who was told to look everywhere may: what another one reads at a name it may take for something else that it holds.
+        let consumer = &world.consumers[index];
+        let cursor = consumer.cursor.or(consumer.acked);
+        if cursor.is_none_or(|cursor| cursor.reading_since.0 != 0) {
+            return;
+        }
         let path = world.path_of(at);
         let mut replica = std::mem::replace(&mut world.consumers[index].replica, Copy::nothing());
         replica.read_more(&path, &mut world.view());
