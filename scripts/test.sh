@@ -64,6 +64,10 @@ if "$torture" crash-images --on ext4 --workload replace --seed 0 --states 10 --s
 fi
 rm -rf "$broken"
 
+step "the write barrier in place"
+./scripts/bpf.sh --check
+"$torture" barrier-in-place --seconds 15
+
 step "external suites"
 tests/external/run.sh "${TMPDIR:-/var/tmp}"
 
