@@ -53,7 +53,8 @@ const STOP_EVERY: Duration = Duration::from_millis(100);
 pub(crate) struct Args {
     /// The directory.
     dir: PathBuf,
-    /// What sees the changes. `auto` takes the strictest that there is.
+    /// What sees the changes. `auto` takes the strictest that there is, which is `fuse`. `fanotify` is new and promises less in a power
+    /// loss: docs/guarantees.md says what.
     #[arg(long, value_enum, default_value_t = SourceArg::Auto)]
     source: SourceArg,
     /// What waits for the writes in flight, with the source `fanotify`. `bpf` holds nobody up. `freeze` freezes the filesystem for a
