@@ -146,10 +146,15 @@ proptest! {
     #[test]
     fn an_arbitrary_text_is_no_cursor_or_means_one(text in prop_oneof![
         "\\PC{0,80}",
+        "hw1\\.[0-9a-f]{32}\\.[0-9]{1,3}\\.[0-9]{1,3}(\\.[0-9]?)?",
         "hw1\\.[0-9a-fA-F+]{30,34}\\.[0-9+ -]{0,22}\\.[0-9]{0,22}(\\..)?",
     ]) {
         match text.parse::<Cursor>() {
-            Ok(cursor) => prop_assert_eq!(cursor.to_string().parse(), Ok(cursor)),
+            Ok(cursor) => {
+                prop_assert!(cursor.reading_since <= cursor.checkpoint);
+                prop_assert_eq!(text.split('.').count(), 4, "nothing follows");
+                prop_assert_eq!(cursor.to_string().parse(), Ok(cursor));
+            }
             Err(error) => prop_assert!(error.text.chars().count() <= 80),
         }
     }
