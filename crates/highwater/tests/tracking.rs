@@ -220,7 +220,7 @@ fn what_cannot_be_tracked_is_refused_with_the_reason_and_what_to_do() {
         (&["track", "tree", "--state", "file"], 1, "it is not a directory"),
         (&["track", "tree", "--state", "full of files"], 1, "there are other files in it"),
         (&["track", "tree", "--state", "other's"], 1, "it belongs to user 65534"),
-        (&["track", "tree", "--source", "fanotify"], 2, "not built yet"),
+        (&["track", "tree", "--source", "bpf"], 2, "not built yet"),
         (&["track", "tree", "--source", "magic"], 2, "invalid value 'magic'"),
         (&["track"], 2, "<DIR>"),
     ] {
