@@ -242,8 +242,11 @@ fn remove(path: &Path) -> io::Result<()> {
     if metadata.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) }
 }
 
+/// It is gone, or another object of another type has taken its place since it was looked at: `readlink` says `EINVAL`, `read` says
+/// `EISDIR`. A later list tells what is there.
 fn is_gone(error: &io::Error) -> bool {
-    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory)
+    use ErrorKind::{InvalidInput, IsADirectory, NotADirectory, NotFound};
+    matches!(error.kind(), NotFound | NotADirectory | InvalidInput | IsADirectory)
 }
 
 fn gone_is_fine(done: io::Result<()>) -> io::Result<()> {
