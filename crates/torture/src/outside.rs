@@ -9,6 +9,8 @@ use std::time::Duration;
 use anyhow::Result;
 use fastrand::Rng;
 
+use crate::worker::without_waiting;
+
 /// What is outside at most: beyond that the oldest is removed or moved in.
 const OUTSIDE_MAX: usize = 12;
 const PAUSE: Duration = Duration::from_micros(300);
@@ -86,10 +88,7 @@ fn step(tree: &Path, outside: &Path, rng: &mut Rng, count: u64, what: &mut Strin
 fn change_below(path: &Path, rng: &mut Rng, count: u64) -> io::Result<()> {
     let kind = path.symlink_metadata()?.file_type();
     if kind.is_file() {
-        return fs::OpenOptions::new()
-            .append(true)
-            .open(path)?
-            .write_all(format!("<outside.{count}>").as_bytes());
+        return without_waiting().append(true).open(path)?.write_all(format!("<outside.{count}>").as_bytes());
     }
     if !kind.is_dir() {
         return Ok(());
@@ -97,9 +96,13 @@ fn change_below(path: &Path, rng: &mut Rng, count: u64) -> io::Result<()> {
     let directory = directory_below(path, rng)?;
     match pick(&entries(&directory)?, rng) {
         Some(file) if file.symlink_metadata()?.is_file() => {
-            fs::OpenOptions::new().append(true).open(file)?.write_all(format!("<outside.{count}>").as_bytes())
+            without_waiting().append(true).open(file)?.write_all(format!("<outside.{count}>").as_bytes())
         }
-        _ => fs::write(directory.join(format!("outside-{}", rng.u32(0..6))), format!("<outside.{count}>")),
+        _ => {
+            let file = directory.join(format!("outside-{}", rng.u32(0..6)));
+            let mut file = without_waiting().write(true).create(true).truncate(true).open(file)?;
+            file.write_all(format!("<outside.{count}>").as_bytes())
+        }
     }
 }
 

@@ -206,7 +206,7 @@ impl Worker {
     }
 
     fn open(&mut self, path: &Path) -> io::Result<File> {
-        OpenOptions::new().read(true).write(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)
+        without_waiting().read(true).write(true).open(path)
     }
 
     /// A length and an offset inside or a little behind the end of a file.
@@ -272,8 +272,8 @@ impl Worker {
         let length = self.length();
         *what = format!("create {} exclusive={exclusive} length={length}", shown(&path));
         let mode = *self.rng.choice([0o644, 0o600, 0o755, 0o4755, 0o666].iter()).unwrap_or(&0o644);
-        let mut options = OpenOptions::new();
-        options.write(true).read(true).mode(mode).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
+        let mut options = without_waiting();
+        options.write(true).read(true).mode(mode);
         if exclusive {
             options.create_new(true)
         } else {
@@ -291,8 +291,7 @@ impl Worker {
     fn append(&mut self, what: &mut String) -> io::Result<()> {
         let path = self.file()?;
         *what = format!("append {}", shown(&path));
-        let mut file =
-            OpenOptions::new().append(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(&path)?;
+        let mut file = without_waiting().append(true).open(&path)?;
         if file.metadata()?.len() > 1 << 20 {
             return file.set_len(10);
         }
@@ -529,7 +528,7 @@ impl Worker {
         let (from, to) = (self.file()?, self.file()?);
         let clone = self.rng.u32(0..3) == 0;
         *what = format!("{} {} -> {}", if clone { "clone" } else { "copy range" }, shown(&from), shown(&to));
-        let source = File::open(&from)?;
+        let source = self.open(&from)?;
         let target = self.open(&to)?;
         if clone {
             return Ok(rustix::fs::ioctl_ficlone(&target, &source)?);
@@ -542,8 +541,7 @@ impl Worker {
     fn keep_open(&mut self, what: &mut String) -> io::Result<()> {
         let path = self.file()?;
         *what = format!("keep open {}", shown(&path));
-        let mut options = OpenOptions::new();
-        options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
+        let mut options = without_waiting();
         match self.rng.u32(0..3) {
             0 => options.append(true),
             1 => options.write(true),
@@ -627,10 +625,8 @@ impl Worker {
 
     fn direct(&mut self, what: &mut String) -> io::Result<()> {
         let path = self.file()?;
-        let file = OpenOptions::new()
-            .write(true)
-            .custom_flags(libc::O_DIRECT | libc::O_NOFOLLOW | libc::O_NONBLOCK)
-            .open(&path)?;
+        let file =
+            OpenOptions::new().write(true).custom_flags(libc::O_DIRECT | WITHOUT_WAITING).open(&path)?;
         let blocks = self.rng.usize(1..4);
         let offset = 4096 * self.rng.u64(0..8);
         let asynchronous = self.rng.u32(0..3);
@@ -678,7 +674,8 @@ impl Worker {
             *what += &format!(", {}", shown(&path));
             fs::create_dir(&path)?;
             let data = self.data(40);
-            fs::write(path.join("inside"), data)?;
+            let inside = path.join("inside");
+            without_waiting().write(true).create(true).truncate(true).open(inside)?.write_all(&data)?;
         }
         Ok(())
     }
@@ -704,6 +701,16 @@ impl Worker {
         *what = format!("remove all of {}", shown(&path));
         fs::remove_dir_all(path)
     }
+}
+
+/// How each file is opened: at any moment another writer may put a FIFO in its place, and a blocking open of one
+/// waits for a partner that never comes.
+const WITHOUT_WAITING: i32 = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+
+pub(crate) fn without_waiting() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.custom_flags(WITHOUT_WAITING);
+    options
 }
 
 fn shown(path: &Path) -> String {
