@@ -142,3 +142,11 @@ fn what_is_made_after_the_clock_was_set_back_is_told_as_a_whole() {
         ],
     );
 }
+
+/// The start after a power loss died between the record of its boot and the one that said what that means: a relaxed volume was
+/// then taken for one that had only been killed.
+#[test]
+fn what_was_lost_is_on_record_before_the_start_that_found_it() {
+    let mut tally = Tally::default();
+    explained(explore(&case_of(11_544), Effort { one_moment_in: 6, endings: 3 }, &mut tally));
+}

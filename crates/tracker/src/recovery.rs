@@ -199,8 +199,10 @@ impl<S: Storage> Tracker<S> {
             Body::Started { stable: facts_through, time_ns: config.now_ns(), boot_id: facts.boot_id.clone() };
         let gap = found.gap_began_ns.map(|began_ns| Body::Gap { began_ns });
         let gap = gap.filter(|_| !mutation::is(Mutation::GapNotRecorded));
-        // In this order: a start that is on record without its gap would hide what was changed before it.
-        begin(&journal, period, gap.into_iter().chain([started])).map_err(failed("write to the journal"))?;
+        let lost = found.lost.clone().map(|reason| Body::Lost { reason });
+        // In this order: a start that is on record without these would hide what was changed or lost before it.
+        begin(&journal, period, lost.into_iter().chain(gap).chain([started]))
+            .map_err(failed("write to the journal"))?;
         let consumers = consumers.unwrap_or_default();
         let shared = Shared::new(config, facts, fsid, journal, period, sealed, stable, consumers, found);
         Ok((Arc::new(Self { shared: Arc::new(shared) }), opening))
