@@ -178,6 +178,8 @@ fn archive(arguments: &BenchArgs, scratch: &Scratch) -> Result<PathBuf> {
     fs::write(source.join("main.rs"), main)?;
     fs::write(files.join(".gitignore"), "target\nCargo.lock\n")?;
     tool(&files, "git", &["init", "-q"])?;
+    // The gc below is the only one: one that runs by itself, in the background, gets in its way.
+    tool(&files, "git", &["config", "gc.auto", "0"])?;
     tool(&files, "git", &["add", "."])?;
     let identity = ["-c", "user.name=bench", "-c", "user.email=bench@localhost"];
     tool(&files, "git", &[&identity[..], &["commit", "-qm", "All files"]].concat())?;
