@@ -95,6 +95,13 @@ pub enum Refusal {
         /// How.
         message: String,
     },
+    /// A file of the state could not be stored: what was asked for has not been done.
+    #[serde(rename = "io.highwater.Volume.StateFailed")]
+    #[error("{message}")]
+    StateFailed {
+        /// How.
+        message: String,
+    },
     /// The tracker is stopping.
     #[serde(rename = "io.highwater.Volume.Stopping")]
     #[error("the tracker is stopping")]

@@ -204,13 +204,12 @@ impl Filesystem {
         })?;
         self.touched.directory(parent);
         let found = self.found_new(&fd).inspect_err(|_| section.lost_sight(&parent_handle))?;
-        let mut entry = EntryOut::default();
         let change = Change::Created {
             object: found.handle.clone(),
             object_type: object_type(&found.stat),
             place: place(&parent_handle, name.to_bytes()),
         };
-        section.record(change, &mut || entry = self.entry(&found, Some((parent, name.to_bytes()))));
+        let entry = self.record_name(&*section, change, &found, (parent, name));
         let sent = self.answer_created(request, &*section, &found, entry, fd, flags)?;
         drop(section);
         Ok(sent)

@@ -67,16 +67,27 @@ impl Filesystem {
         as_caller(request.caller(), umask, || make(directory.as_fd()))?;
         self.touched.directory(parent);
         let found = self.find_made(&*section, directory.as_fd(), name, &parent_handle)?;
-        let mut entry = EntryOut::default();
         let change = Change::Created {
             object: found.handle.clone(),
             object_type: object_type(&found.stat),
             place: place(&parent_handle, name.to_bytes()),
         };
-        section.record(change, &mut || entry = self.entry(&found, Some((parent, name.to_bytes()))));
-        let sent = request.reply(&entry);
+        let sent = request.reply(&self.record_name(&*section, change, &found, (parent, name)));
         drop(section);
         Ok(sent)
+    }
+
+    /// Records that an object has got a name, and what the kernel is told of it.
+    pub(crate) fn record_name(
+        &self,
+        section: &dyn WriteSection,
+        change: Change,
+        found: &Found,
+        (parent, name): (u64, &CStr),
+    ) -> EntryOut {
+        let mut entry = EntryOut::default();
+        section.record(change, &mut || entry = self.entry(found, Some((parent, name.to_bytes()))));
+        entry
     }
 
     /// Finds what has just been made. If that fails, all of the directory is to be compared.
@@ -106,13 +117,12 @@ impl Filesystem {
         rustix::fs::linkat(CWD, path.as_c_str(), directory.as_fd(), name, AtFlags::SYMLINK_FOLLOW)?;
         self.touched.directory(parent);
         let found = self.find_made(&*section, directory.as_fd(), name, &parent_handle)?;
-        let mut entry = EntryOut::default();
         let change = Change::Linked {
             object: found.handle.clone(),
             object_type: object_type(&found.stat),
             place: place(&parent_handle, name.to_bytes()),
         };
-        section.record(change, &mut || entry = self.entry(&found, Some((parent, name.to_bytes()))));
+        let entry = self.record_name(&*section, change, &found, (parent, name));
         renew(&*section, &intents, &parent_handle);
         let sent = request.reply(&entry);
         drop(section);

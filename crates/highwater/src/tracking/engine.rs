@@ -320,6 +320,7 @@ fn refusal(error: RequestError) -> Refusal {
         RequestError::ForeignCursor { given } => Refusal::ForeignCursor { given: given.to_string() },
         RequestError::Deadline { waiting_for } => Refusal::Deadline { waiting_for: waiting_for.to_string() },
         RequestError::Journal { why } => Refusal::JournalFailed { message: why },
+        error @ RequestError::State { .. } => Refusal::StateFailed { message: causes(&error) },
         RequestError::Stopping => Refusal::Stopping {},
         error => Refusal::SourceFailed { message: causes(&error) },
     }
@@ -329,4 +330,22 @@ fn refusal(error: RequestError) -> Refusal {
 fn causes(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(Some(error), |error| error.source());
     causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    #[test]
+    fn an_ack_that_cannot_be_stored_is_no_failure_of_the_source() {
+        let error = RequestError::State {
+            doing: "store the consumers",
+            source: io::Error::from(io::ErrorKind::StorageFull),
+        };
+        let refusal = refusal(error);
+        assert!(matches!(&refusal, Refusal::StateFailed { .. }), "{refusal:?}");
+        assert_eq!(refusal.to_string(), "cannot store the consumers: no storage space");
+    }
 }
