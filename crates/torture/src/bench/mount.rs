@@ -1,6 +1,7 @@
 //! Working in the tree: metadata, whole programs, and data.
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -59,17 +60,18 @@ pub(super) fn data(arguments: &BenchArgs, scratch: &Scratch) -> Result<String> {
     let mut table = Table::new(title, contenders.iter().map(|contender| contender.name.clone()));
     for contender in &contenders {
         // Laid out once and whole, so that each measurement finds the same file.
-        fio(contender, "write", "1m", false, arguments, true)?;
+        fio(contender, "write", "1m", Cache::Dropped, arguments, true)?;
     }
     for round in 0..arguments.rounds {
         eprintln!("bench: data, round {}", round + 1);
-        for direct in [false, true] {
+        for cache in [Cache::Dropped, Cache::Warm, Cache::Bypassed] {
             for (kind, size) in [("write", "1m"), ("read", "1m"), ("randwrite", "4k"), ("randread", "4k")] {
-                let row = format!("{kind} {size} {}", if direct { "O_DIRECT" } else { "buffered" });
+                let row = format!("{kind} {size}, {}", cache.text());
                 for turn in 0..contenders.len() {
                     let column = (turn + round) % contenders.len();
                     settle(scratch)?;
-                    match fio(&contenders[column], kind, size, direct, arguments, false) {
+                    cache.prepare(&contenders[column])?;
+                    match fio(&contenders[column], kind, size, cache, arguments, false) {
                         Ok(rate) => table.add(&row, column, rate),
                         // Some stacked filesystems have no O_DIRECT: the cell stays empty.
                         Err(error) => eprintln!("bench: {row} on {}: {error:#}", contenders[column].name),
@@ -85,12 +87,43 @@ pub(super) fn data(arguments: &BenchArgs, scratch: &Scratch) -> Result<String> {
     Ok(table.show())
 }
 
+/// What the page cache has to do with a measurement. fio is kept from dropping its file's pages itself: through a stacked filesystem
+/// it would reach those of the mount only, and not those of the file below.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cache {
+    /// Buffered, and nothing is cached.
+    Dropped,
+    /// Buffered, and the whole file is cached.
+    Warm,
+    /// O_DIRECT.
+    Bypassed,
+}
+
+impl Cache {
+    fn text(self) -> &'static str {
+        match self {
+            Self::Dropped => "cache dropped",
+            Self::Warm => "cache warm",
+            Self::Bypassed => "O_DIRECT",
+        }
+    }
+
+    fn prepare(self, contender: &Contender) -> Result<()> {
+        // Clean pages of everybody.
+        fs::write("/proc/sys/vm/drop_caches", "1").context("cannot drop caches")?;
+        if self == Self::Warm {
+            io::copy(&mut fs::File::open(contender.dir.join("fio.data"))?, &mut io::sink())?;
+        }
+        Ok(())
+    }
+}
+
 /// MiB/s of one run.
 fn fio(
     contender: &Contender,
     kind: &str,
     block: &str,
-    direct: bool,
+    cache: Cache,
     arguments: &BenchArgs,
     layout: bool,
 ) -> Result<f64> {
@@ -99,13 +132,18 @@ fn fio(
     command.args([
         format!("--rw={kind}"),
         format!("--bs={block}"),
-        format!("--direct={}", u8::from(direct)),
+        format!("--direct={}", u8::from(cache == Cache::Bypassed)),
+        "--invalidate=0".to_owned(),
         format!("--size={}m", arguments.fio_mib),
     ]);
     if layout {
         command.arg("--end_fsync=1");
     } else {
-        command.args(["--time_based".to_owned(), format!("--runtime={}", arguments.fio_seconds)]);
+        command.arg(format!("--runtime={}", arguments.fio_seconds));
+        // Otherwise once through the file at most: the second time it would be cached, or wait for the disk to take the first.
+        if cache == Cache::Bypassed || cache == Cache::Warm && kind.ends_with("read") {
+            command.arg("--time_based");
+        }
     }
     let output = command.current_dir(&contender.dir).output().context("cannot run fio")?;
     ensure!(output.status.success(), "fio: {}", String::from_utf8_lossy(&output.stderr));
