@@ -33,6 +33,11 @@ enum off { OFF_SLEEPING = 1, OFF_RUNNING = 2, OFF_WORKER = 4, OFF_QUEUE = 8, OFF
 #define CALLS 512
 #define STACK_WORDS 2048
 #define HARMLESS_IOCTLS 8
+#define FUNCTIONS 80
+#define FRAMES 48
+
+/* What a function of the kernel means in the chain of calls of a task that waits. */
+enum function { UNKNOWN = 0, WAITS = 1, PLACE = 2, SOCKET = 3, PASSES_ON = 4, ENTRY = 5 };
 
 struct control {
 	u64 superblock;
@@ -72,6 +77,21 @@ struct {
 	u32 *key;
 	struct stack *value;
 } stack SEC(".maps");
+
+struct functions {
+	u32 count, unused;
+	struct {
+		u64 first, end, what;
+	} list[FUNCTIONS];
+};
+
+/* Which functions user space has found in the list of the kernel's symbols; none before it has looked. */
+struct {
+	int (*type)[BPF_MAP_TYPE_ARRAY];
+	int (*max_entries)[1];
+	u32 *key;
+	struct functions *value;
+} functions SEC(".maps");
 
 struct totals {
 	u32 rings, kernel_writers, asynchronous;
@@ -173,10 +193,60 @@ __attribute__((noinline)) int judge(u64 word, u64 superblock, u64 task, u64 ring
 	return found;
 }
 
-/* (S) Whether the task sleeps, or waits for a processor, with nothing of the superblock in its kernel stack. All registers of a task that
+/* A chain of calls, read from the innermost one: what may come next. */
+enum chain { IN_A_WAIT, IN_ANYTHING, ON_THE_WAY, COMPLETE, NO };
+
+/* The chain with one more caller, who goes on at this address. */
+__attribute__((noinline)) u32 called_from(u32 chain, u64 address)
+{
+	u32 zero = 0, what = UNKNOWN, i;
+	struct functions *f = bpf_map_lookup_elem(&functions, &zero);
+
+	if (!f)
+		return NO;
+	for (i = 0; i < FUNCTIONS; i++) {
+		if (i >= f->count)
+			break;
+		/* A call may be the last instruction of its function. */
+		if (address - 1 >= f->list[i].first && address - 1 < f->list[i].end)
+			what = f->list[i].what;
+	}
+	if (chain == IN_A_WAIT && what == WAITS)
+		return IN_A_WAIT;
+	if (chain == IN_A_WAIT && what == PLACE)
+		return ON_THE_WAY;
+	if (chain == IN_A_WAIT || chain == IN_ANYTHING)
+		return what == SOCKET ? ON_THE_WAY : IN_ANYTHING;
+	if (chain == ON_THE_WAY && what == PASSES_ON)
+		return ON_THE_WAY;
+	if (chain == ON_THE_WAY && what == ENTRY)
+		return COMPLETE;
+	return NO;
+}
+
+/* (B) Whether the whole chain of calls of a task, from the entry of the system call to where it waits, is known: the call writes to a pipe,
+ * a socket, a terminal or an event counter, or opens a FIFO. As in (S), the answer counts only if the task did not run meanwhile. */
+ALWAYS_INLINE int waits_for_a_reader(struct task_struct *task, struct stack *room)
+{
+	long size = bpf_get_task_stack(task, room->words, FRAMES * 8, 0);
+	u32 frames, i, chain = IN_A_WAIT;
+
+	/* A chain that fills the room may be cut off; its end is then not the entry. */
+	if (size <= 0)
+		return 0;
+	frames = (u32)size / 8;
+	for (i = 0; i < FRAMES; i++) {
+		if (i >= frames)
+			break;
+		chain = called_from(chain, room->words[i]);
+	}
+	return chain == COMPLETE;
+}
+
+/* (S) Whether the task sleeps, or waits for a processor, with nothing of the superblock in its kernel stack, or (B). All registers of a task that
  * is off the processor are on its stack. The answer counts only if the task did not run while its stack was read. `ring` is not 0 for a task
  * that can be at work for a ring of io_uring only, since its call modifies nothing: then a request is in its stack, too. */
-ALWAYS_INLINE int is_elsewhere(struct task_struct *task, u64 superblock, u64 ring)
+ALWAYS_INLINE int is_elsewhere(struct task_struct *task, u64 superblock, u64 ring, int is_call)
 {
 	unsigned long voluntary = task->nvcsw, involuntary = task->nivcsw;
 	u64 bottom, top, size;
@@ -205,6 +275,9 @@ ALWAYS_INLINE int is_elsewhere(struct task_struct *task, u64 superblock, u64 rin
 			break;
 		found |= judge(copy->words[i], superblock, self, ring);
 	}
+	/* (B) Old pointers do not matter then. */
+	if (found == (LEADS | REQUEST) && is_call && waits_for_a_reader(task, copy))
+		found = 0;
 	COMPILER_BARRIER();
 	/* Set before a task runs, and counted before it stops: one of them tells. */
 	if (task->on_cpu)
@@ -428,7 +501,7 @@ int scan_tasks(struct bpf_iter__task *ctx)
 			return 0;
 		/* (W) A worker that sleeps elsewhere may still hold further requests, chained to the one it does. One that does none must
 		 * have gone to sleep by itself: else it may be between two. */
-		if (is_elsewhere(task, c->superblock, only_ring) && (r.kind != WORKER || (r.work ? !r.chain : task->__state != 0)))
+		if (is_elsewhere(task, c->superblock, only_ring, r.kind == CALL) && (r.kind != WORKER || (r.work ? !r.chain : task->__state != 0)))
 			return 0;
 	}
 	identify(&r, task);

@@ -1,16 +1,21 @@
 //! The barrier on a real kernel, against calls that stall. Needs root; fails without.
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 mod support;
 
 use std::fs::{self, File, OpenOptions};
-use std::io::Write;
+use std::io::{IoSlice, Write};
 use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::Duration;
 
 use highwater_inplace::WriteBarrier;
 use highwater_inplace::barrier::{BarrierError, FilesystemBarrier, vfs_write_barrier};
+use rustix::fs::{CWD, FileType};
+use rustix::pipe::SpliceFlags;
 use support::{DirectWrite, Interface, LENGTH, Mounted, Stalled, child, passes, prepare_direct, stalls};
 
 #[test]
@@ -52,15 +57,15 @@ fn every_way_to_write_through_a_descriptor_is_seen() {
     stalls(&barrier, "writev");
     write.finish().unwrap();
 
-    // From a pipe that is empty.
-    let target = File::create(mounted.path().join("spliced")).unwrap();
-    let (source, feed) = rustix::pipe::pipe().unwrap();
-    let splice = std::thread::spawn(move || {
-        rustix::pipe::splice(&source, None, &target, None, 4096, rustix::pipe::SpliceFlags::empty())
-    });
-    stalls(&barrier, "splice");
-    File::from(feed).write_all(b"at last").unwrap();
-    splice.join().unwrap().unwrap();
+    let target = File::create(mounted.path().join("sent")).unwrap();
+    let source = File::open(mounted.path().join("victim")).unwrap();
+    let locks = target.try_clone().unwrap();
+    let write = Stalled::start("pwrite", move |late| locks.write_all_at(late.bytes(), 0));
+    stalls(&barrier, "pwrite64");
+    let sendfile = std::thread::spawn(move || rustix::fs::sendfile(&target, &source, None, 4096));
+    stalls(&barrier, "sendfile");
+    write.finish().unwrap();
+    assert_eq!(sendfile.join().unwrap().unwrap(), 4096);
     passes(&barrier);
 }
 
@@ -114,33 +119,141 @@ fn a_descriptor_that_is_replaced_under_a_stalled_write_hides_nothing() {
     passes(&barrier);
 }
 
+type Way = (&'static str, fn(&Path));
+
+/// What somebody can do who then waits, with a file of the filesystem, until another one reads.
+const WAITS_FOR_A_READER: [Way; 11] = [
+    ("write to a pipe", |_| {
+        let (_unread, pipe) = rustix::pipe::pipe().unwrap();
+        let _ = rustix::io::write(pipe, &[0; 1 << 20]);
+    }),
+    ("writev to a pipe", |_| {
+        let (_unread, pipe) = rustix::pipe::pipe().unwrap();
+        let _ = rustix::io::writev(pipe, &[IoSlice::new(&[0; 1 << 19]), IoSlice::new(&[0; 1 << 19])]);
+    }),
+    ("write to a socket", |_| {
+        let (socket, _unread) = UnixStream::pair().unwrap();
+        while rustix::io::write(&socket, &[0; 1 << 19]).is_ok() {}
+    }),
+    ("write to a terminal", |_| {
+        let terminal = OpenOptions::new().read(true).write(true).open("/dev/ptmx").unwrap();
+        let (mut number, unlock) = (0, 0);
+        // SAFETY: both requests take a pointer to an integer, which lives.
+        unsafe {
+            assert_eq!(libc::ioctl(terminal.as_raw_fd(), libc::TIOCSPTLCK, &raw const unlock), 0);
+            assert_eq!(libc::ioctl(terminal.as_raw_fd(), libc::TIOCGPTN, &raw mut number), 0);
+        }
+        let path = format!("/dev/pts/{number}");
+        let shown = OpenOptions::new().write(true).custom_flags(libc::O_NOCTTY).open(path).unwrap();
+        while rustix::io::write(&shown, &[b'x'; 1 << 16]).is_ok() {}
+    }),
+    ("write to an event counter", |_| {
+        let counter = rustix::event::eventfd(0, rustix::event::EventfdFlags::empty()).unwrap();
+        while rustix::io::write(&counter, &(u64::MAX - 1).to_ne_bytes()).is_ok() {}
+    }),
+    ("write to a FIFO of the filesystem", |directory| {
+        rustix::fs::mknodat(CWD, directory.join("fifo"), FileType::Fifo, 0o600.into(), 0).unwrap();
+        // Both ends, so that it is open at once.
+        let fifo = OpenOptions::new().read(true).write(true).open(directory.join("fifo")).unwrap();
+        let _ = rustix::io::write(fifo, &[0; 1 << 20]);
+    }),
+    ("open of a FIFO of the filesystem", |directory| {
+        rustix::fs::mknodat(CWD, directory.join("unread"), FileType::Fifo, 0o600.into(), 0).unwrap();
+        let _ = File::create(directory.join("unread"));
+    }),
+    ("sendfile to a socket", |directory| {
+        let file = File::open(directory.join("file")).unwrap();
+        let (socket, _unread) = UnixStream::pair().unwrap();
+        while rustix::fs::sendfile(&socket, &file, Some(&mut 0), 1 << 20).is_ok() {}
+    }),
+    ("sendfile to a pipe", |directory| {
+        let file = File::open(directory.join("file")).unwrap();
+        let (_unread, pipe) = rustix::pipe::pipe().unwrap();
+        while rustix::fs::sendfile(&pipe, &file, Some(&mut 0), 1 << 20).is_ok() {}
+    }),
+    ("splice to a pipe", |directory| {
+        let file = File::open(directory.join("file")).unwrap();
+        let (_unread, pipe) = rustix::pipe::pipe().unwrap();
+        while rustix::pipe::splice(&file, Some(&mut 0), &pipe, None, 1 << 20, SpliceFlags::empty()).is_ok() {}
+    }),
+    // It has done nothing yet.
+    ("splice from an empty pipe", |directory| {
+        let file = File::create(directory.join("spliced")).unwrap();
+        let (empty, _unwritten) = rustix::pipe::pipe().unwrap();
+        let _ = rustix::pipe::splice(&empty, None, &file, None, 4096, SpliceFlags::empty());
+    }),
+];
+
+/// Some have pointers to a file of the filesystem in their stacks, the others may have old ones: each has used it.
 #[test]
-fn who_waits_in_an_unrelated_call_holds_nothing_up() {
-    let mounted = Mounted::new("ext4");
+fn who_waits_for_a_reader_holds_nothing_up() {
+    for kind in ["ext4", "xfs", "btrfs", "tmpfs"] {
+        let mounted = Mounted::new(kind);
+        let barrier = FilesystemBarrier::new(File::open(mounted.path()).unwrap()).unwrap();
+        for (what, call) in WAITS_FOR_A_READER {
+            let waits = child(|| {
+                for name in ["file", "another"] {
+                    fs::write(mounted.path().join(name), [0; 1 << 20]).unwrap();
+                }
+                fs::rename(mounted.path().join("another"), mounted.path().join("third")).unwrap();
+                call(mounted.path());
+            });
+            waits.wait_until_asleep();
+            for _ in 0..3 {
+                let outcome = barrier.synchronize(Some(Duration::from_secs(20)));
+                assert!(outcome.is_ok(), "{kind}: {what}: {outcome:?}");
+            }
+            let stack = fs::read_to_string(format!("/proc/{}/stack", waits.pid())).unwrap();
+            waits.signal(libc::SIGKILL);
+            assert_eq!(waits.wait(), -1, "{kind}: {what}: it did not wait: {stack}");
+        }
+    }
+}
+
+#[test]
+fn who_waits_for_another_filesystem_holds_nothing_up() {
+    let (mounted, other) = (Mounted::new("ext4"), Mounted::new("tmpfs"));
     let barrier = FilesystemBarrier::new(File::open(mounted.path()).unwrap()).unwrap();
-    let data = vec![0; 1 << 22];
-    let (source, full) = rustix::pipe::pipe().unwrap();
-    let (left, right) = UnixStream::pair().unwrap();
-    let other = Mounted::new("tmpfs");
     let victim = File::create(other.path().join("victim")).unwrap();
     let write = Stalled::start("pwrite", move |late| victim.write_all_at(late.bytes(), 0));
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            assert!(File::from(full).write_all(&data).is_err(), "nobody reads it");
-        });
-        scope.spawn(|| {
-            assert!((&left).write_all(&data).is_err(), "nobody reads it");
-        });
-        // Time to fill up and fall asleep; if it takes longer the barrier passes all the same.
-        std::thread::sleep(Duration::from_millis(200));
-        // The threads must be let go in any case.
-        let outcome: Result<Vec<_>, _> =
-            (0..20).map(|_| barrier.synchronize(Some(Duration::from_secs(20)))).collect();
-        drop(source);
-        right.shutdown(std::net::Shutdown::Both).unwrap();
-        outcome.unwrap();
-    });
+    write.wait_until_asleep();
+    for _ in 0..3 {
+        passes(&barrier);
+    }
     write.finish().unwrap();
+}
+
+/// The pipe has data, and the splice waits for the lock of the file. A barrier that knows who waits for a reader must see it.
+#[test]
+fn a_splice_that_has_begun_is_waited_for() {
+    for kind in ["ext4", "xfs", "btrfs", "tmpfs"] {
+        let mounted = Mounted::new(kind);
+        let barrier = FilesystemBarrier::new(File::open(mounted.path()).unwrap()).unwrap();
+        let file = File::create(mounted.path().join("victim")).unwrap();
+        let (locks, target) = (file.try_clone().unwrap(), file);
+        let write = Stalled::start("pwrite", move |late| locks.write_all_at(late.bytes(), 0));
+        stalls(&barrier, "pwrite64");
+        // Kept open: to close it waits for the splice.
+        let (source, feed) = rustix::pipe::pipe().unwrap();
+        rustix::io::write(&feed, b"at last").unwrap();
+        let splice = std::thread::spawn(move || {
+            rustix::pipe::splice(&source, None, &target, None, 4096, SpliceFlags::empty())
+        });
+        stalls(&barrier, "splice");
+        write.finish().unwrap();
+        assert_eq!(splice.join().unwrap().unwrap(), 7);
+        passes(&barrier);
+    }
+}
+
+/// What (B) relies on: a splice from a pipe does not wait when it has passed on anything.
+#[test]
+fn a_splice_waits_for_data_only_before_it_has_passed_on_any() {
+    let mounted = Mounted::new("ext4");
+    let file = File::create(mounted.path().join("victim")).unwrap();
+    let (source, feed) = rustix::pipe::pipe().unwrap();
+    rustix::io::write(&feed, b"a part").unwrap();
+    assert_eq!(rustix::pipe::splice(&source, None, &file, None, 4096, SpliceFlags::empty()).unwrap(), 6);
 }
 
 #[test]

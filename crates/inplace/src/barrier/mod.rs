@@ -40,6 +40,7 @@
 
 mod calls;
 mod error;
+mod functions;
 mod programs;
 mod record;
 mod requirements;
@@ -60,6 +61,9 @@ pub use record::SwitchedOff;
 use programs::Programs;
 use run::Run;
 use share::{Shared, Step};
+
+/// Who sleeps in a call for longer than these looks may wait for a reader: then it is worth to find that out.
+const SHORT_SCANS: u32 = 4;
 
 /// What a barrier that has passed has to tell.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -169,6 +173,9 @@ impl FilesystemBarrier {
         let mut programs = self.programs.lock();
         let scan = programs.tasks(self.superblock, self.off).map_err(scan_error)?;
         if !run.step(&scan) {
+            if run.scans >= SHORT_SCANS && run.waits_for_a_sleeping_caller() {
+                programs.know_functions();
+            }
             return Ok(Step::Waits);
         }
         let mut passed = Passed { scans: run.scans, ..Passed::default() };

@@ -11,6 +11,7 @@ use aya::programs::{Iter, ProgramError};
 use aya::{Btf, Ebpf, include_bytes_aligned};
 
 use super::error::{ScanError, StartError};
+use super::functions::Functions;
 use super::record::{Control, Kind, RECORD, Record, Scan, SwitchedOff};
 
 static OBJECT: &[u8] = include_bytes_aligned!("../../bpf/scan.bpf.o");
@@ -22,6 +23,8 @@ const FILES: &str = "scan_files";
 pub(super) struct Programs {
     ebpf: Ebpf,
     control: Array<MapData, Control>,
+    functions: Array<MapData, Functions>,
+    knows_functions: bool,
     told: Control,
     buffer: Vec<u8>,
 }
@@ -37,10 +40,30 @@ impl Programs {
                 .and_then(|program| program.load(over, &btf))
                 .map_err(|error| refused(Box::new(error)))?;
         }
-        let map =
-            ebpf.take_map("control").ok_or_else(|| refused("the object has no map `control`".into()))?;
-        let control = Array::try_from(map).map_err(|error| refused(Box::new(error)))?;
-        Ok(Self { ebpf, control, told: Control::new(), buffer: vec![0; 1 << 16] })
+        let mut map = |name: &str| {
+            ebpf.take_map(name).ok_or_else(|| refused(format!("the object has no map `{name}`").into()))
+        };
+        let control = Array::try_from(map("control")?).map_err(|error| refused(Box::new(error)))?;
+        let functions = Array::try_from(map("functions")?).map_err(|error| refused(Box::new(error)))?;
+        let told = Control::new();
+        Ok(Self { ebpf, control, functions, knows_functions: false, told, buffer: vec![0; 1 << 16] })
+    }
+
+    /// Lets the looks to come find out who waits for a reader only (B). It takes tens of milliseconds, the first time.
+    pub(super) fn know_functions(&mut self) {
+        if self.knows_functions {
+            return;
+        }
+        self.knows_functions = true;
+        let told = Functions::of_the_kernel().map_err(|error| error.to_string()).and_then(|functions| {
+            self.functions.set(0, functions, 0).map_err(|error| error.to_string())?;
+            Ok(functions.count())
+        });
+        match told {
+            Ok(0) => tracing::debug!("the kernel hides where its functions are"),
+            Ok(count) => tracing::debug!(count, "found functions of the kernel"),
+            Err(error) => tracing::debug!(error, "cannot find functions of the kernel"),
+        }
     }
 
     /// The address of the superblock that a descriptor of this process is on. It stays the same while the descriptor is open.

@@ -101,7 +101,10 @@ impl Run {
                     }
                     seen.kind == Kind::Worker && seen.work == first.work
                 }
-                _ => is_same_moment(first, seen),
+                _ => {
+                    first.on_cpu = seen.on_cpu;
+                    is_same_moment(first, seen)
+                }
             }
         });
     }
@@ -116,6 +119,11 @@ impl Run {
             Stage::Workers if self.waits_for.is_empty() => self.stage = Stage::Passed,
             _ => {}
         }
+    }
+
+    /// Whether one of those waited for was off the processor, in a call, when last seen.
+    pub(super) fn waits_for_a_sleeping_caller(&self) -> bool {
+        self.waits_for.values().any(|record| record.kind == Kind::Call && !record.on_cpu)
     }
 
     /// Who holds it up now.

@@ -185,16 +185,7 @@ impl Stalled {
 
     /// Waits until the thread sleeps in the kernel.
     pub(crate) fn wait_until_asleep(&self) {
-        let deadline = Instant::now() + Duration::from_secs(60);
-        // The state of the thread, twice in a row: it also sleeps for short times.
-        let mut asleep = 0;
-        while asleep < 20 {
-            let stat = fs::read_to_string(format!("/proc/self/task/{}/stat", self.tid)).unwrap();
-            let state = stat.rsplit(") ").next().and_then(|rest| rest.chars().next());
-            asleep = if matches!(state, Some('S' | 'D')) { asleep + 1 } else { 0 };
-            assert!(Instant::now() < deadline, "it does not stall");
-            std::thread::sleep(Duration::from_millis(2));
-        }
+        wait_until_asleep(&format!("/proc/self/task/{}/stat", self.tid));
     }
 
     /// Provides the pages, and returns what came of the call.
@@ -220,6 +211,19 @@ impl Drop for Stalled {
         }
         // SAFETY: the region is this value's own, and the only thread that used it has ended.
         unsafe { libc::munmap(self.region as *mut libc::c_void, LENGTH) };
+    }
+}
+
+fn wait_until_asleep(stat: &str) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    // The state of the thread, twenty times in a row: it also sleeps for short times.
+    let mut asleep = 0;
+    while asleep < 20 {
+        let stat = fs::read_to_string(stat).unwrap();
+        let state = stat.rsplit(") ").next().and_then(|rest| rest.chars().next());
+        asleep = if matches!(state, Some('S' | 'D')) { asleep + 1 } else { 0 };
+        assert!(Instant::now() < deadline, "it does not stall");
+        std::thread::sleep(Duration::from_millis(2));
     }
 }
 
@@ -251,6 +255,15 @@ impl Child {
     pub(crate) fn signal(&self, signal: i32) {
         // SAFETY: the child has not been waited for, so that the number is its own.
         assert_eq!(unsafe { libc::kill(self.0, signal) }, 0);
+    }
+
+    pub(crate) fn pid(&self) -> libc::pid_t {
+        self.0
+    }
+
+    /// Waits until it sleeps in the kernel.
+    pub(crate) fn wait_until_asleep(&self) {
+        wait_until_asleep(&format!("/proc/{}/stat", self.0));
     }
 
     /// Its exit status.
