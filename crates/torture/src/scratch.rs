@@ -175,6 +175,20 @@ pub(crate) fn is_mounted(at: &Path) -> bool {
         .any(|line| line.split(|b| *b == b' ').nth(4) == Some(at.as_os_str().as_bytes()))
 }
 
+/// In a new mount namespace: nothing that is mounted here is seen elsewhere, and the copies of tracked directories that this
+/// namespace began with are given back. A tracker cannot stop while any namespace has one.
+pub(crate) fn keep_no_mounts_of_others() -> Result<()> {
+    rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
+    let mounts = fs::read_to_string("/proc/thread-self/mountinfo")?;
+    for line in mounts.lines().rev() {
+        let Some(at) = line.split(' ').nth(4) else { continue };
+        if line.contains(" - fuse.highwater ") || at.contains("/highwater-") {
+            let _ = rustix::mount::unmount(at, UnmountFlags::DETACH);
+        }
+    }
+    Ok(())
+}
+
 /// Runs a program, which must succeed.
 pub(crate) fn run(program: &str, arguments: &[&str]) -> Result<()> {
     let output = Command::new(program)

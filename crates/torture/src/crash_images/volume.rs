@@ -15,7 +15,7 @@ use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 use super::device::{Devices, JOURNAL, NAMES, TRACKED};
 use super::fuse;
 use crate::cleanup::Guard;
-use crate::scratch::{run, unmount_all};
+use crate::scratch::{keep_no_mounts_of_others, run, unmount_all};
 
 const MIB: u64 = 1 << 20;
 
@@ -276,6 +276,7 @@ pub(crate) fn in_own_namespaces() -> Result<bool> {
         rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
         rustix::mount::mount("proc", "/proc", "proc", MountFlags::empty(), None::<&std::ffi::CStr>)
             .context("cannot mount /proc")?;
+        keep_no_mounts_of_others()?;
         // The trackers' registrations name processes that nobody else sees by these numbers.
         rustix::mount::mount("none", "/run", "tmpfs", MountFlags::empty(), None::<&std::ffi::CStr>)
             .context("cannot mount /run")?;

@@ -20,9 +20,9 @@ mod states;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
-use rustix::mount::{MountPropagationFlags, UnmountFlags};
 
 use crate::product::ProductArgs;
+use crate::scratch::keep_no_mounts_of_others;
 
 /// Runs the named scenarios, or all of them.
 #[derive(Clone, Debug, clap::Args)]
@@ -82,21 +82,13 @@ const SCENARIOS: &[Scenario] = &[
     scenario("damage", true, "single bytes of a state are changed", damage::run),
 ];
 
-/// Gives this thread, and all that it starts, mounts of their own: another test that copies the mounts it sees does not keep ours
-/// alive, nor do we keep theirs. What is mounted goes with the process.
+/// Gives this thread, and all that it starts, mounts of their own. What is mounted goes with the process.
 fn own_mounts() -> Result<()> {
     // SAFETY: takes no pointers; what this thread does not share any more with the others ends with it.
     if unsafe { libc::unshare(libc::CLONE_FS | libc::CLONE_NEWNS) } < 0 {
         return Err(std::io::Error::last_os_error()).context("unshare: root is needed");
     }
-    rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
-    let mounts = std::fs::read_to_string("/proc/thread-self/mountinfo")?;
-    for point in mounts.lines().rev().filter_map(|line| line.split(' ').nth(4)) {
-        if point.contains("/highwater-") {
-            let _ = rustix::mount::unmount(point, UnmountFlags::DETACH);
-        }
-    }
-    Ok(())
+    keep_no_mounts_of_others()
 }
 
 /// Runs them. All are run, also after a failure.
