@@ -132,8 +132,8 @@ impl Tree {
                 Ok(fd) => return Ok(Some(fd)),
                 // Gone, or something else than when it was told: an ancestor has been moved or replaced meanwhile.
                 Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(None),
-                // A rename anywhere made the look-up beneath uncertain.
-                Err(Errno::AGAIN) => {}
+                // A rename anywhere made the look-up beneath uncertain, or what it has found was moved out of the tree meanwhile.
+                Err(Errno::AGAIN | Errno::XDEV) => {}
                 Err(error) => return Err(error.into()),
             }
         }

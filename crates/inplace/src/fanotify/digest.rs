@@ -159,3 +159,96 @@ impl Digest {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn object(number: u8) -> FileHandle {
+        FileHandle::new(1, &[number; 8]).unwrap()
+    }
+
+    fn place(name: &str) -> Place {
+        Place { parent: object(0), name: name.as_bytes().into() }
+    }
+
+    fn digest(events: impl IntoIterator<Item = (u64, Told)>) -> Digest {
+        let mut digest = Digest::default();
+        events.into_iter().for_each(|(mask, told)| digest.push(Event { mask, told }));
+        digest
+    }
+
+    fn entry(name: &str, number: u8) -> Told {
+        Told::Entry { place: place(name), object: object(number) }
+    }
+
+    fn renamed(from: &str, to: &str, number: u8) -> Told {
+        Told::Renamed { from: place(from), to: place(to), object: object(number) }
+    }
+
+    fn before(digest: &Digest, name: &str) -> Before {
+        digest.entries[&place(name)].before.clone()
+    }
+
+    fn arrivals(digest: &Digest, name: &str) -> Vec<FileHandle> {
+        digest.entries[&place(name)].arrivals.iter().map(|(object, _)| object.clone()).collect()
+    }
+
+    #[test]
+    fn the_first_event_of_a_name_tells_what_was_there_before() {
+        let made = digest([(bit::CREATE, entry("a", 1)), (bit::DELETE, entry("a", 1))]);
+        assert_eq!(before(&made, "a"), Before::Nothing);
+        assert_eq!(arrivals(&made, "a"), [object(1)]);
+        let removed = digest([(bit::DELETE, entry("a", 1)), (bit::CREATE, entry("a", 2))]);
+        assert_eq!(before(&removed, "a"), Before::Object((object(1), false)));
+        assert_eq!(arrivals(&removed, "a"), [object(2)]);
+    }
+
+    #[test]
+    fn of_a_merged_event_the_order_is_not_known_unless_it_is_a_directory() {
+        let both = bit::CREATE | bit::DELETE;
+        assert_eq!(before(&digest([(both, entry("a", 1))]), "a"), Before::Unknown);
+        let directory = digest([(both | bit::DIRECTORY, entry("a", 1))]);
+        assert_eq!(before(&directory, "a"), Before::Nothing);
+        assert_eq!(directory.directories[&object(1)], None);
+    }
+
+    #[test]
+    fn what_a_rename_replaced_is_not_known_until_something_leaves_that_name() {
+        let replaced = digest([(0, renamed("a", "b", 1))]);
+        assert_eq!(before(&replaced, "a"), Before::Object((object(1), false)));
+        assert_eq!(before(&replaced, "b"), Before::Unknown);
+        // An exchange is two renames: the second one tells what was at the name that the first one has taken.
+        let exchanged = digest([(0, renamed("a", "b", 1)), (0, renamed("b", "a", 2))]);
+        assert_eq!(before(&exchanged, "a"), Before::Object((object(1), false)));
+        assert_eq!(before(&exchanged, "b"), Before::Object((object(2), false)));
+        assert_eq!(arrivals(&exchanged, "a"), [object(2)]);
+        assert_eq!(arrivals(&exchanged, "b"), [object(1)]);
+    }
+
+    #[test]
+    fn what_came_to_a_name_and_left_it_was_not_there_before() {
+        let passed = digest([(0, renamed("a", "b", 1)), (0, renamed("b", "c", 1))]);
+        assert_eq!(before(&passed, "b"), Before::Unknown);
+        assert_eq!(before(&passed, "c"), Before::Unknown);
+        let second =
+            digest([(0, renamed("a", "b", 1)), (0, renamed("b", "c", 1)), (bit::DELETE, entry("b", 2))]);
+        assert_eq!(before(&second, "b"), Before::Object((object(2), false)));
+    }
+
+    #[test]
+    fn a_directory_was_where_it_first_left() {
+        let moved = digest([(bit::DIRECTORY, renamed("a", "b", 1)), (bit::DIRECTORY, renamed("b", "c", 1))]);
+        assert_eq!(moved.directories[&object(1)], Some(place("a")));
+        let made =
+            digest([(bit::DIRECTORY | bit::CREATE, entry("a", 1)), (bit::DIRECTORY, renamed("a", "b", 1))]);
+        assert_eq!(made.directories[&object(1)], None);
+    }
+
+    #[test]
+    fn a_change_of_the_link_count_alone_is_nothing() {
+        let told = Told::Object { object: object(1) };
+        assert!(digest([(bit::ATTRIB, told.clone())]).touched.is_empty());
+        assert!(digest([(bit::ATTRIB | bit::MODIFY, told)]).touched[&object(1)].modified);
+    }
+}
