@@ -137,7 +137,7 @@ pub(super) fn measure(arguments: &BenchArgs, scratch: &Scratch, files: usize) ->
     Ok(table.show() + &life.show())
 }
 
-fn make(tree: &Path, files: usize) -> Result<()> {
+pub(super) fn make(tree: &Path, files: usize) -> Result<()> {
     for number in 0..files {
         let path = tree.join(name(number));
         if number % FILES_PER_DIRECTORY == 0 {
@@ -148,12 +148,12 @@ fn make(tree: &Path, files: usize) -> Result<()> {
     Ok(())
 }
 
-fn name(number: usize) -> String {
+pub(super) fn name(number: usize) -> String {
     let directory = number / FILES_PER_DIRECTORY;
     format!("a{:02}/b{directory:05}/f{number:07}", directory % 64)
 }
 
-fn quiet(command: &mut Command) -> Result<()> {
+pub(super) fn quiet(command: &mut Command) -> Result<()> {
     let status = command.stdin(Stdio::null()).stdout(Stdio::null()).status()?;
     ensure!(status.success(), "{command:?}: {status}");
     Ok(())
@@ -167,13 +167,13 @@ fn memory_mib(pid: u32, field: &str) -> Result<f64> {
 }
 
 /// A Watchman of our own, so that none of the machine's is disturbed.
-struct Watchman {
+pub(super) struct Watchman {
     home: std::path::PathBuf,
     root: std::path::PathBuf,
 }
 
 impl Watchman {
-    fn start(root: &Path) -> Result<Self> {
+    pub(super) fn start(root: &Path) -> Result<Self> {
         let home = std::env::temp_dir().join(format!("highwater-watchman-{}", std::process::id()));
         fs::create_dir_all(&home)?;
         let watchman = Self { home, root: root.to_owned() };
@@ -203,6 +203,19 @@ impl Watchman {
     fn clock(&self) -> Result<String> {
         let answer = self.ask(&["clock".to_owned(), self.root.to_string_lossy().into_owned()])?;
         Ok(answer["clock"].as_str().context("no clock")?.to_owned())
+    }
+
+    /// What has changed since the last call; Watchman remembers that by a name.
+    pub(super) fn poll(&self) -> Result<()> {
+        let root = self.root.to_string_lossy().into_owned();
+        self.ask(&["since".to_owned(), root, "n:bench".to_owned()]).map(drop)
+    }
+
+    /// The server's process.
+    pub(super) fn pid(&self) -> Result<u32> {
+        let answer = self.ask(&["get-pid".to_owned()])?;
+        let pid = answer["pid"].as_u64().context("Watchman told no pid")?;
+        Ok(u32::try_from(pid)?)
     }
 
     fn since(&self, clock: &str) -> Result<()> {

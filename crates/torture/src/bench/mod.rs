@@ -5,6 +5,7 @@
 
 mod changes;
 mod contender;
+mod inplace;
 mod mount;
 mod table;
 
@@ -26,6 +27,10 @@ enum Part {
     Data,
     /// `changes` against scans, start, recovery, memory.
     Changes,
+    /// What being watched in place costs, beside inotifywait, fatrace and Watchman.
+    Inplace,
+    /// Start and catch-up in place on a large tree.
+    Large,
 }
 
 /// Measures against the plain filesystem, bindfs and mergerfs, and `changes` against scans.
@@ -55,6 +60,9 @@ pub(crate) struct BenchArgs {
     /// Files in the trees that `changes` is asked about; 1000000 makes three million files on the disk.
     #[arg(long, value_delimiter = ',', default_values_t = [10_000, 100_000])]
     trees: Vec<usize>,
+    /// Files in the tree of the part `large`; twice as many are made.
+    #[arg(long, default_value_t = 1_000_000)]
+    large: usize,
     /// Directories touched before kill -9.
     #[arg(long, default_value_t = 1000)]
     touched: usize,
@@ -82,6 +90,12 @@ pub(crate) fn main(arguments: &BenchArgs) -> Result<()> {
             text +=
                 &changes::measure(arguments, &scratch, *files).with_context(|| format!("{files} files"))?;
         }
+    }
+    if wants(Part::Inplace) {
+        text += &inplace::work(arguments, &scratch).context("in place")?;
+    }
+    if wants(Part::Large) {
+        text += &inplace::large(arguments, &scratch).context("large")?;
     }
     scratch.discard_evidence();
     println!("{text}");

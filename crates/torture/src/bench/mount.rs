@@ -156,7 +156,7 @@ fn fio(
 }
 
 /// Runs a program in a directory; its output goes nowhere.
-fn tool(dir: &Path, program: &str, arguments: &[&str]) -> Result<()> {
+pub(super) fn tool(dir: &Path, program: &str, arguments: &[&str]) -> Result<()> {
     let output = Command::new(program)
         .args(arguments)
         .current_dir(dir)
@@ -174,13 +174,13 @@ fn tool(dir: &Path, program: &str, arguments: &[&str]) -> Result<()> {
 }
 
 /// Nobody pays for what another one left to be written.
-fn settle(scratch: &Scratch) -> Result<()> {
+pub(super) fn settle(scratch: &Scratch) -> Result<()> {
     rustix::fs::syncfs(fs::File::open(&scratch.lower)?)?;
     Ok(())
 }
 
 /// A tar file with a git repository of small files and a small crate.
-fn archive(arguments: &BenchArgs, scratch: &Scratch) -> Result<PathBuf> {
+pub(super) fn archive(arguments: &BenchArgs, scratch: &Scratch) -> Result<PathBuf> {
     let home = scratch.tree.join("archive");
     let files = home.join("files");
     eprintln!("bench: making {} files", arguments.files);
