@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -384,18 +385,57 @@ fn what_is_too_deep_for_a_path_is_told_all_the_same() {
 
 #[test]
 fn a_write_by_a_name_that_is_gone_is_told() {
-    let scratch = Scratch::new();
+    // The kernel puts a mark at the end of a name that is gone, and the long one has no room for it.
+    for name in ["b", &"b".repeat(255)] {
+        let scratch = Scratch::new();
+        let t = scratch.tree();
+        fs::write(t.join("a"), "x").unwrap();
+        fs::hard_link(t.join("a"), t.join(name)).unwrap();
+        let mut volume = Volume::open(&scratch);
+        let by_name = OpenOptions::new().append(true).open(t.join(name)).unwrap();
+        fs::remove_file(t.join(name)).unwrap();
+        assert!(volume.told().contains(&format!("deleted {name}")));
+        (&by_name).write_all(b"more").unwrap();
+        let told = volume.told();
+        let is_told = ["modified a", "rescan . all"].iter().any(|line| told.contains(&(*line).to_owned()));
+        assert!(is_told, "{told:?}");
+    }
+}
+
+/// ext4 answers that it has no memory while an object is made with the number of one that is gone.
+#[test]
+fn numbers_that_are_used_again_at_once_do_not_fail_a_checkpoint() {
+    let scratch = Scratch::ext4();
     let t = scratch.tree();
-    fs::write(t.join("a"), "x").unwrap();
-    fs::hard_link(t.join("a"), t.join("b")).unwrap();
     let mut volume = Volume::open(&scratch);
-    let by_b = OpenOptions::new().append(true).open(t.join("b")).unwrap();
-    fs::remove_file(t.join("b")).unwrap();
-    assert!(volume.told().contains(&"deleted b".to_owned()));
-    (&by_b).write_all(b"more").unwrap();
-    let told = volume.told();
-    let is_told = ["modified a", "rescan . all"].iter().any(|line| told.contains(&(*line).to_owned()));
-    assert!(is_told, "{told:?}");
+    let over = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for number in 0..3 {
+            let (t, over) = (&t, &over);
+            scope.spawn(move || {
+                let directory = t.join(format!("d{number}"));
+                fs::create_dir(&directory).unwrap();
+                while !over.load(std::sync::atomic::Ordering::Relaxed) {
+                    for file in 0..40 {
+                        fs::write(directory.join(format!("f{file}")), "x").unwrap();
+                    }
+                    for file in 0..40 {
+                        fs::remove_file(directory.join(format!("f{file}"))).unwrap();
+                    }
+                }
+            });
+        }
+        let deadline = Instant::now() + Duration::from_secs(3);
+        let mut outcome = Ok(());
+        while Instant::now() < deadline && outcome.is_ok() {
+            outcome = volume
+                .tracker
+                .changes(&Since::Cursor(volume.cursor), None)
+                .map(|answer| volume.cursor = answer.cursor);
+        }
+        over.store(true, std::sync::atomic::Ordering::Relaxed);
+        outcome.unwrap();
+    });
 }
 
 #[test]
@@ -488,6 +528,151 @@ fn an_idle_file_that_is_open_for_writing_is_not_told() {
     assert_eq!(volume.told(), ["modified a"]);
     assert_eq!(volume.told(), [""; 0]);
     writer.end();
+}
+
+/// libaio: the kernel tells of such a write by no event.
+fn write_without_an_event(file: &File, text: &[u8]) {
+    #[repr(C)]
+    #[derive(Default)]
+    struct Request {
+        data: u64,
+        key: u32,
+        flags: u32,
+        operation: u16,
+        priority: i16,
+        descriptor: u32,
+        buffer: u64,
+        length: u64,
+        offset: i64,
+        reserved: u64,
+        more: [u32; 2],
+    }
+    const WRITE: u16 = 1;
+    let request = Request {
+        operation: WRITE,
+        descriptor: file.as_raw_fd().unsigned_abs(),
+        buffer: text.as_ptr().addr() as u64,
+        length: text.len() as u64,
+        ..Request::default()
+    };
+    let mut context = 0u64;
+    let mut result = [0u64; 4];
+    let mut requests = [&raw const request];
+    // SAFETY: the layouts are the kernel's, and all of it outlives the last call, which waits for the write.
+    unsafe {
+        assert_eq!(libc::syscall(libc::SYS_io_setup, 1, &raw mut context), 0);
+        assert_eq!(libc::syscall(libc::SYS_io_submit, context, 1, requests.as_mut_ptr()), 1);
+        let none = std::ptr::null::<libc::timespec>();
+        assert_eq!(libc::syscall(libc::SYS_io_getevents, context, 1, 1, result.as_mut_ptr(), none), 1);
+        libc::syscall(libc::SYS_io_destroy, context);
+    }
+    assert_eq!(result[2], text.len() as u64, "the write failed");
+}
+
+fn for_writing(path: &Path) -> File {
+    OpenOptions::new().write(true).open(path).unwrap()
+}
+
+/// A write that begins after the barrier must not be in the sample that the next checkpoint compares with: its data may be in flight.
+#[test]
+fn what_can_change_without_an_event_is_sampled_before_the_barrier() {
+    let scratch = Scratch::ext4();
+    let path = scratch.tree().join("a");
+    fs::write(&path, "x").unwrap();
+    let mut volume = Volume::open(&scratch);
+    let file = for_writing(&path);
+    let _ = volume.told();
+    let _ = volume.told();
+    assert_eq!(volume.told(), [""; 0]);
+    let in_barrier = file.try_clone().unwrap();
+    volume.barrier.act(move || {
+        write_without_an_event(&in_barrier, b"after the sample");
+        Ok(CarriedOver::default())
+    });
+    assert_eq!(volume.told(), [""; 0], "the sample was taken after the barrier had begun");
+    volume.barrier.rest();
+    assert_eq!(volume.told(), ["modified a"]);
+    assert_eq!(volume.told(), [""; 0]);
+}
+
+#[test]
+fn a_thread_with_descriptors_of_its_own_is_found() {
+    let scratch = Scratch::ext4();
+    let path = scratch.tree().join("a");
+    fs::write(&path, "x").unwrap();
+    let mut volume = Volume::open(&scratch);
+    assert_eq!(volume.source.search_name(), "bpf");
+    let (ready, go) = (Arc::new(std::sync::Barrier::new(2)), Arc::new(std::sync::Barrier::new(2)));
+    let thread = std::thread::spawn({
+        let (ready, go) = (ready.clone(), go.clone());
+        move || {
+            // SAFETY: from here on the thread has a table of descriptors of its own.
+            assert_eq!(unsafe { libc::unshare(libc::CLONE_FILES) }, 0);
+            let file = for_writing(&path);
+            ready.wait();
+            go.wait();
+            write_without_an_event(&file, b"y");
+            ready.wait();
+            go.wait();
+        }
+    });
+    ready.wait();
+    let _ = volume.told();
+    assert_eq!(volume.source.counters().open_writers, 1);
+    let _ = volume.told();
+    go.wait();
+    ready.wait();
+    assert_eq!(volume.told(), ["modified a"]);
+    go.wait();
+    thread.join().unwrap();
+}
+
+/// Nobody can find a descriptor that is on its way through a socket. When it comes out, what was done by it has to be told.
+#[test]
+fn what_was_written_before_its_descriptor_was_sent_is_told_when_it_is_closed() {
+    let scratch = Scratch::ext4();
+    let path = scratch.tree().join("a");
+    fs::write(&path, "x").unwrap();
+    let mut volume = Volume::open(&scratch);
+    let (sender, receiver) = std::os::unix::net::UnixStream::pair().unwrap();
+    let file = for_writing(&path);
+    write_without_an_event(&file, b"y");
+    send_descriptor(&sender, &file);
+    drop(file);
+    let mut told = Vec::new();
+    for _ in 0..4 {
+        told.extend(volume.told());
+        std::thread::sleep(Duration::from_millis(30));
+    }
+    // Nobody has it open as far as can be seen.
+    assert_eq!(told, [""; 0]);
+    // With what is in it, which is closed by that.
+    drop((sender, receiver));
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while told.is_empty() && Instant::now() < deadline {
+        told.extend(volume.told());
+    }
+    assert_eq!(told, ["modified a"]);
+}
+
+fn send_descriptor(to: &std::os::unix::net::UnixStream, file: &File) {
+    let mut space = [0u64; 4];
+    let mut byte = 0u8;
+    let mut part = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
+    // SAFETY: a message of one byte with one descriptor beside it; all of it outlives the call.
+    unsafe {
+        let mut message: libc::msghdr = std::mem::zeroed();
+        message.msg_iov = &raw mut part;
+        message.msg_iovlen = 1;
+        message.msg_control = space.as_mut_ptr().cast();
+        message.msg_controllen = libc::CMSG_SPACE(4) as usize;
+        let header = libc::CMSG_FIRSTHDR(&raw const message);
+        (*header).cmsg_level = libc::SOL_SOCKET;
+        (*header).cmsg_type = libc::SCM_RIGHTS;
+        (*header).cmsg_len = libc::CMSG_LEN(4) as usize;
+        libc::CMSG_DATA(header).cast::<i32>().write_unaligned(file.as_raw_fd());
+        assert_eq!(libc::sendmsg(to.as_raw_fd(), &raw const message, 0), 1);
+    }
 }
 
 #[test]

@@ -143,6 +143,10 @@ impl Engine {
                     ("barrier", format!("{}, last {} us", fanotify.barrier_name(), counters.barrier_us)),
                     ("events", format!("{}, of which {} were outside", counters.events, counters.dropped)),
                     ("carried", format!("{} files open for writing or mapped", counters.open_writers)),
+                    (
+                        "search",
+                        format!("for these by {}, last {} us", fanotify.search_name(), counters.search_us),
+                    ),
                     ("resolve", format!("last {} us", counters.resolve_us)),
                 ]
             }

@@ -6,6 +6,7 @@
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use highwater_tracker::{FileHandle, HANDLE_BYTES_MAX, ObjectType, Place, Sample};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Statx, StatxFlags};
@@ -36,6 +37,10 @@ pub(crate) enum Whereabouts {
 
 /// How often an object is looked for that moves while it is looked for.
 const TRIES: usize = 8;
+
+/// How long an inode may take to be made, before an answer that there is no memory is believed.
+const MAKING_TRIES: usize = 100;
+const MAKING_PAUSE: Duration = Duration::from_micros(100);
 
 impl Below {
     pub(crate) fn open(directory: &Path) -> Result<Self, Errno> {
@@ -72,6 +77,13 @@ impl Below {
 
     /// Opens an object by its handle; `None` if it does not exist any more.
     pub(crate) fn open_object(&self, handle: &FileHandle, flags: OFlags) -> Result<Option<OwnedFd>, Errno> {
+        for _ in 0..MAKING_TRIES {
+            match open_by_handle(self.root(), handle, flags) {
+                // ext4 says so (iget_locked gives no inode) while another object is being made with the number of one that is gone.
+                Err(Errno::NOMEM) => std::thread::sleep(MAKING_PAUSE),
+                opened => return gone(opened),
+            }
+        }
         gone(open_by_handle(self.root(), handle, flags))
     }
 
@@ -80,10 +92,13 @@ impl Below {
         self.open_object(handle, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOATIME)
     }
 
-    /// What is at a name of a directory.
+    /// What is at a name of a directory. The name may be one that the kernel has marked as deleted, and too long by that.
     pub(crate) fn at(&self, directory: BorrowedFd<'_>, name: &[u8]) -> Result<Option<FileHandle>, Errno> {
         let name = CString::new(name).map_err(|_| Errno::INVAL)?;
-        gone(handle_of(directory, &name))
+        match gone(handle_of(directory, &name)) {
+            Err(Errno::NAMETOOLONG) => Ok(None),
+            found => found,
+        }
     }
 
     /// The attributes of an object; `None` if it does not exist any more.
@@ -235,6 +250,14 @@ fn gone<T>(result: Result<T, Errno>) -> Result<Option<T>, Errno> {
         Err(Errno::NOENT | Errno::STALE | Errno::NOTDIR | Errno::LOOP) => Ok(None),
         Err(errno) => Err(errno),
     }
+}
+
+/// Says in the log where an error comes from that nobody expects: what the caller of a checkpoint is told has no room for it.
+pub(crate) fn noted<T>(doing: &str, result: Result<T, Errno>) -> Result<T, Errno> {
+    if let Err(errno) = &result {
+        tracing::warn!(%errno, "cannot {doing}");
+    }
+    result
 }
 
 pub(crate) fn statx_fd(fd: BorrowedFd<'_>) -> Result<Statx, Errno> {

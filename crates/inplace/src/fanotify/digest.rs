@@ -10,11 +10,10 @@
 //!
 //! So a digest keeps of each name what was there *before* and what may have come there; what is there in the end is looked up.
 
-use std::collections::{HashMap, HashSet};
-
 use highwater_tracker::{FileHandle, Place};
 
 use super::group::{Event, Told, bit};
+use super::{HashMap, HashSet};
 
 /// An object and whether it is a directory.
 pub(crate) type Occupant = (FileHandle, bool);

@@ -13,9 +13,14 @@
 mod below;
 mod digest;
 mod group;
+mod holders;
 mod queue;
 mod resolve;
 mod source;
 mod writers;
 
 pub use source::{Counters, Fanotify, OpenError};
+
+/// With a quick hash function, seeded anew for each map: a checkpoint looks each object up a dozen times.
+type HashMap<K, V> = std::collections::HashMap<K, V, foldhash::fast::RandomState>;
+type HashSet<K> = std::collections::HashSet<K, foldhash::fast::RandomState>;

@@ -1,10 +1,9 @@
 //! The queue of events, read into a digest, where what is outside of the tracked directory is dropped at once.
 
-use std::collections::HashMap;
-
 use highwater_tracker::FileHandle;
 use rustix::io::Errno;
 
+use super::HashMap;
 use super::below::Below;
 use super::digest::Digest;
 use super::group::{Event, Group, Told, bit};
@@ -25,7 +24,7 @@ pub(crate) struct Queue {
 
 impl Queue {
     pub(crate) fn new(group: Group) -> Self {
-        Self { group, digest: Digest::default(), sides: HashMap::new(), events: 0, dropped: 0 }
+        Self { group, digest: Digest::default(), sides: HashMap::default(), events: 0, dropped: 0 }
     }
 
     pub(crate) fn group(&self) -> &Group {

@@ -6,7 +6,6 @@
 //! it says corrects them. For that an event must not be missing whose effect a lookup has seen: the kernel queues the event
 //! of an entry under the lock of the directory, so each directory in which something was looked up is locked once.
 
-use std::collections::{HashMap, HashSet};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
@@ -14,8 +13,9 @@ use highwater_tracker::{FileHandle, ObjectType, Place};
 use rustix::fs::{AtFlags, StatxFlags};
 use rustix::io::Errno;
 
-use super::below::{Below, Whereabouts, object_type, wait_for_changes_of};
+use super::below::{Below, Whereabouts, noted, object_type, wait_for_changes_of};
 use super::digest::{Before, Digest, Touched};
+use super::{HashMap, HashSet};
 
 /// How long the event of a directory's end may be behind its end.
 const EVENT_PATIENCE: Duration = Duration::from_millis(500);
@@ -117,10 +117,10 @@ pub(crate) fn resolve(
         below,
         digest,
         links,
-        seen: HashMap::new(),
-        located: HashMap::new(),
-        files: HashMap::new(),
-        unlocked: HashSet::new(),
+        seen: HashMap::default(),
+        located: HashMap::default(),
+        files: HashMap::default(),
+        unlocked: HashSet::default(),
         lost_sight: digest.overflow,
     };
     let mut wanted: Vec<FileHandle> = Vec::new();
@@ -134,13 +134,13 @@ pub(crate) fn resolve(
     if !digest.directories.is_empty() {
         wanted.extend(digest.unseen_in.iter().cloned());
     }
-    resolver.look_up_names()?;
-    resolver.look_for_files(&mut wanted)?;
-    resolver.correct(later, wanted)?;
+    noted("look up names that events tell", resolver.look_up_names())?;
+    noted("look for files that were changed", resolver.look_for_files(&mut wanted))?;
+    noted("look for directories", resolver.correct(later, wanted))?;
     let mut resolved = Resolved { lost_sight: resolver.lost_sight, ..Resolved::default() };
     resolver.name_directories(&mut resolved);
-    resolver.resolve_entries(&mut resolved)?;
-    resolver.resolve_touched(&mut resolved, changed_since_cut)?;
+    noted("look at objects that have gone", resolver.resolve_entries(&mut resolved))?;
+    noted("look at files that were closed", resolver.resolve_touched(&mut resolved, changed_since_cut))?;
     for directory in &digest.unseen_in {
         if resolver.is_told_by_entry(directory) {
             resolved.crossed.push(directory.clone());
@@ -167,7 +167,7 @@ impl Resolver<'_> {
         let places = arrivals
             .map(|(place, _)| place)
             .chain(digest.touched.iter().flat_map(|(object, touched)| candidates(links, object, touched)));
-        let mut by_directory: HashMap<&FileHandle, HashSet<&Place>> = HashMap::new();
+        let mut by_directory: HashMap<&FileHandle, HashSet<&Place>> = HashMap::default();
         for place in places {
             by_directory.entry(&place.parent).or_default().insert(place);
         }
@@ -203,7 +203,7 @@ impl Resolver<'_> {
 
     /// Looks for files that are not at any of the names that events tell of them.
     fn look_for_files(&mut self, wanted: &mut Vec<FileHandle>) -> Result<(), Errno> {
-        let mut named: HashSet<&FileHandle> = HashSet::new();
+        let mut named: HashSet<&FileHandle> = HashSet::default();
         for seen in self.seen.values().flatten() {
             named.insert(&seen.object);
         }
@@ -415,6 +415,9 @@ impl Resolver<'_> {
             return Ok(ObjectType::Directory);
         }
         // Of a file that is gone nobody knows any more what sort it was.
+        if self.files.get(object) == Some(&Whereabouts::Gone) {
+            return Ok(ObjectType::File);
+        }
         Ok(self.below.stat(object)?.map_or(ObjectType::File, |stat| object_type(&stat)))
     }
 
@@ -423,7 +426,7 @@ impl Resolver<'_> {
         resolved: &mut Resolved,
         changed_since_cut: &dyn Fn(&FileHandle) -> Result<bool, Errno>,
     ) -> Result<(), Errno> {
-        let mut gained: HashMap<&FileHandle, Vec<&Place>> = HashMap::new();
+        let mut gained: HashMap<&FileHandle, Vec<&Place>> = HashMap::default();
         for (place, entry) in &self.digest.entries {
             for (object, _) in &entry.arrivals {
                 gained.entry(object).or_default().push(place);
@@ -494,5 +497,120 @@ impl Resolver<'_> {
         }
         resolved.touched = changes;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::PathBuf;
+    use std::process::Command;
+
+    use parking_lot::Mutex;
+
+    use super::super::group::Group;
+    use super::super::queue::Queue;
+    use super::*;
+
+    /// A tmpfs, watched, on which a cut can be made at will.
+    struct Watched {
+        below: Below,
+        queue: Mutex<Queue>,
+        tree: PathBuf,
+        _home: tempfile::TempDir,
+    }
+
+    impl Watched {
+        fn new() -> Self {
+            let home = tempfile::tempdir().unwrap();
+            let tree = home.path().to_owned();
+            assert!(
+                Command::new("mount").args(["-t", "tmpfs", "none"]).arg(&tree).status().unwrap().success()
+            );
+            let below = Below::open(&tree).unwrap();
+            let queue = Mutex::new(Queue::new(Group::watch(below.root()).unwrap()));
+            Self { below, queue, tree, _home: home }
+        }
+
+        fn at(&self, path: &str) -> PathBuf {
+            self.tree.join(path)
+        }
+
+        fn cut(&self) -> Digest {
+            let mut queue = self.queue.lock();
+            queue.read(&self.below).unwrap();
+            queue.cut()
+        }
+
+        fn resolve(&self, digest: &Digest) -> Resolved {
+            resolve(&self.below, digest, &Links::default(), self, &|_| Ok(false)).unwrap()
+        }
+    }
+
+    impl Later for Watched {
+        fn read(&self, look: &mut dyn FnMut(&Digest)) -> Result<(), Errno> {
+            let mut queue = self.queue.lock();
+            queue.read(&self.below)?;
+            look(&queue.digest);
+            Ok(())
+        }
+    }
+
+    impl Drop for Watched {
+        fn drop(&mut self) {
+            let _ = Command::new("umount").arg("-l").arg(&self.tree).status();
+        }
+    }
+
+    fn names(names: &[Name]) -> Vec<&[u8]> {
+        names.iter().map(|name| &name.place.name[..]).collect()
+    }
+
+    #[test]
+    fn a_directory_that_is_moved_after_the_cut_is_where_it_was() {
+        let watched = Watched::new();
+        fs::create_dir_all(watched.at("c/d")).unwrap();
+        fs::write(watched.at("c/d/f"), "x").unwrap();
+        watched.cut();
+        fs::write(watched.at("c/d/f"), "y").unwrap();
+        let digest = watched.cut();
+        fs::rename(watched.at("c/d"), watched.at("e")).unwrap();
+        fs::rename(watched.at("c"), watched.at("b")).unwrap();
+        let resolved = watched.resolve(&digest);
+        let places: HashSet<&[u8]> =
+            resolved.directories.values().flatten().map(|place| &place.name[..]).collect();
+        assert_eq!(places, HashSet::from_iter([&b"c"[..], b"d"]));
+        assert_eq!(resolved.touched.len(), 1);
+    }
+
+    #[test]
+    fn a_name_that_changes_after_the_cut_counts_as_it_was() {
+        let watched = Watched::new();
+        for file in ["moved", "removed", "replaced"] {
+            fs::write(watched.at(file), "x").unwrap();
+        }
+        let digest = watched.cut();
+        fs::rename(watched.at("moved"), watched.at("elsewhere")).unwrap();
+        fs::remove_file(watched.at("removed")).unwrap();
+        fs::remove_file(watched.at("replaced")).unwrap();
+        fs::create_dir(watched.at("replaced")).unwrap();
+        fs::write(watched.at("new"), "x").unwrap();
+        let resolved = watched.resolve(&digest);
+        assert_eq!(names(&resolved.gained), [&b"moved"[..], b"removed", b"replaced"]);
+        assert!(resolved.gained.iter().all(|name| name.object_type == ObjectType::File));
+        assert_eq!(names(&resolved.passed), [&b""[..]; 0]);
+    }
+
+    #[test]
+    fn what_comes_back_after_the_cut_was_away() {
+        let watched = Watched::new();
+        fs::write(watched.at("a"), "x").unwrap();
+        watched.cut();
+        fs::rename(watched.at("a"), watched.at("b")).unwrap();
+        let digest = watched.cut();
+        fs::rename(watched.at("b"), watched.at("a")).unwrap();
+        let resolved = watched.resolve(&digest);
+        assert_eq!(names(&resolved.lost), [b"a"]);
+        assert_eq!(names(&resolved.gained), [b"b"]);
     }
 }

@@ -1,6 +1,5 @@
 //! The source itself.
 
-use std::collections::{HashMap, HashSet};
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -20,12 +19,13 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::time::{ClockId, clock_gettime};
 
-use super::below::{Below, Whereabouts, handle_behind, object_type, sample};
+use super::below::{Below, Whereabouts, handle_behind, noted, object_type, sample};
 use super::digest::Digest;
 use super::group::Group;
 use super::queue::Queue;
 use super::resolve::{Later, Links, Name, Resolved, resolve};
-use super::writers::{Search, Writer};
+use super::writers::{Found, Lookout, Writer};
+use super::{HashMap, HashSet};
 use crate::write_barrier::{BarrierError, WriteBarrier};
 
 /// After events have come, the reader lets more of them come together: they cost less that way, and the kernel merges some.
@@ -103,6 +103,8 @@ pub struct Counters {
     pub dropped: u64,
     /// Files that could change without an event at the last checkpoint.
     pub open_writers: u64,
+    /// How long the search for these took, microseconds.
+    pub search_us: u64,
     /// How long the last write barrier took, microseconds.
     pub barrier_us: u64,
     /// How long it took to find out what had happened at the last checkpoint, microseconds.
@@ -130,18 +132,28 @@ struct Shared {
     wake: OwnedFd,
     resolve_us: AtomicU64,
     barrier_us: AtomicU64,
+    search_us: AtomicU64,
+    lookout_name: &'static str,
 }
 
 #[derive(Default)]
 struct Drains {
-    /// When the cut before began, by two clocks.
-    last: Option<(i128, i128)>,
+    /// When cuts began, by two clocks: what one search for open files has missed, the next one finds.
+    cuts: Cuts,
+    lookout: Lookout,
     writers: HashMap<FileHandle, Writer>,
     links: Links,
     /// Objects that the last barrier did not wait for.
     carried: Vec<FileHandle>,
     /// The last drain failed after its cut: what it had read is lost.
     has_failed: bool,
+}
+
+/// When the last two cuts began that nothing was hidden from.
+#[derive(Debug, Default)]
+struct Cuts {
+    last: Option<(i128, i128)>,
+    before_last: Option<(i128, i128)>,
 }
 
 #[derive(Default)]
@@ -183,18 +195,22 @@ impl Fanotify {
         let wake = rustix::event::eventfd(0, EventfdFlags::CLOEXEC).map_err(failed)?;
         let root = rustix::io::fcntl_dupfd_cloexec(below.root(), 0).map_err(failed)?;
         let barrier = barrier(&root).map_err(|source| OpenError::Barrier { source })?;
+        let lookout = Lookout::new(below.root());
+        let lookout_name = lookout.name();
         let shared = Arc::new(Shared {
             below,
             barrier,
             queue: Mutex::new(Queue::new(group)),
             tracker: Mutex::new(Weak::new()),
-            drains: Mutex::default(),
+            drains: Mutex::new(Drains { lookout, ..Drains::default() }),
             cut: Mutex::default(),
             has_told: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             wake,
             resolve_us: AtomicU64::new(0),
             barrier_us: AtomicU64::new(0),
+            search_us: AtomicU64::new(0),
+            lookout_name,
         });
         Ok(Self { shared, reader: None })
     }
@@ -243,9 +259,15 @@ impl Fanotify {
             events,
             dropped,
             open_writers: shared.cut.lock().writers.len() as u64,
+            search_us: figure(&shared.search_us),
             barrier_us: figure(&shared.barrier_us),
             resolve_us: figure(&shared.resolve_us),
         }
+    }
+
+    /// How open files are searched for.
+    pub fn search_name(&self) -> &'static str {
+        self.shared.lookout_name
     }
 
     /// The name of the write barrier.
@@ -351,7 +373,13 @@ impl Shared {
     fn drain_to(&self, tracker: &Arc<Tracker>, deadline: Option<Instant>) -> io::Result<()> {
         let mut drains = self.drains.lock();
         let began = clocks();
-        let writers = Search::new(&self.below).run()?;
+        let search_began = Instant::now();
+        let Found { writers, hides } = {
+            let drains = &mut *drains;
+            drains.lookout.search(&self.below, &drains.writers)?
+        };
+        // ORDERING: a figure for `status`.
+        self.search_us.store(micros(search_began), Ordering::Relaxed);
         let barrier_began = Instant::now();
         let carried = self.barrier.wait(deadline).map_err(from_barrier)?;
         // ORDERING: a figure for `status`.
@@ -359,7 +387,7 @@ impl Shared {
         let resolve_began = Instant::now();
         let mut digest = {
             let mut queue = self.queue.lock();
-            queue.read(&self.below)?;
+            noted("read events", queue.read(&self.below))?;
             queue.cut()
         };
         // ORDERING: see `tell`.
@@ -383,15 +411,22 @@ impl Shared {
             let is_known = drains.writers.get(object).is_some_and(|before| is_covered(writer, before));
             digest.add(object.clone(), |touched| touched.closed |= !is_known);
         }
-        let since = drains.last.filter(|last| {
-            let jump = (began.0 - began.1) - (last.0 - last.1);
+        let since = drains.cuts.before_last.filter(|since| {
+            let jump = (began.0 - began.1) - (since.0 - since.1);
             jump.abs() < STEADY_NS
         });
         let changed_since_cut = |object: &FileHandle| {
             let Some(stat) = self.below.stat(object)? else { return Ok(false) };
             // A store into a mapping of tmpfs leaves no trace.
-            let is_traced = self.below.magic() != TMPFS;
-            Ok(since.is_none_or(|since| !is_traced || sample(&stat).ctime_ns >= since.0 - COARSE_NS))
+            if self.below.magic() == TMPFS {
+                return Ok(true);
+            }
+            let now = sample(&stat);
+            if let Some(writer) = drains.writers.get(object) {
+                let is_coarse = now.ctime_ns >= began.0 - COARSE_NS && !self.timestamps_are_distinct();
+                return Ok(now != writer.sample || is_coarse);
+            }
+            Ok(since.is_none_or(|since| now.ctime_ns >= since.0 - COARSE_NS))
         };
         let resolved = resolve(&self.below, &digest, &drains.links, self, &changed_since_cut)?;
         learn_links(&mut drains.links, &resolved);
@@ -400,7 +435,10 @@ impl Shared {
         self.follow_writers(&section, &mut drains.writers, &writers);
         self.cut.lock().writers = writers.clone();
         drains.writers = writers;
-        drains.last = Some(began);
+        drains.lookout.moved(&digest);
+        if !hides {
+            drains.cuts = Cuts { last: Some(began), before_last: drains.cuts.last };
+        }
         drains.has_failed = false;
         // ORDERING: a figure for `status`.
         self.resolve_us.store(micros(resolve_began), Ordering::Relaxed);
@@ -451,7 +489,7 @@ impl Shared {
     /// After a power loss the disk may be older than what has been handed out: each directory in which something has been recorded
     /// is told again then.
     fn note_intents(&self, section: &Section, resolved: &Resolved) -> io::Result<()> {
-        let mut directories: HashSet<&FileHandle> = HashSet::new();
+        let mut directories: HashSet<&FileHandle> = HashSet::default();
         let mut intents = Vec::new();
         for name in resolved.lost.iter().chain(&resolved.passed).chain(&resolved.gained) {
             directories.insert(&name.place.parent);
@@ -615,7 +653,7 @@ impl Source for Shared {
         Ok(())
     }
 
-    fn mapped_writable(&self, objects: &[FileHandle]) -> io::Result<HashSet<FileHandle>> {
+    fn mapped_writable(&self, objects: &[FileHandle]) -> io::Result<std::collections::HashSet<FileHandle>> {
         let cut = self.cut.lock();
         let mapped = |object: &&FileHandle| {
             cut.writers.get(*object).is_none_or(|writer| {

@@ -1,15 +1,18 @@
 //! Files that can change without an event: mapped ones, and those open for writing, since not every way to write raises one.
 
-use std::collections::{HashMap, HashSet};
 use std::ffi::CString;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use highwater_tracker::{FileHandle, Sample, WriterMode};
-use rustix::fs::{AtFlags, CWD, StatxFlags};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags};
 
-use super::below::{Below, Whereabouts, handle_behind, sample};
+use super::below::{Below, Whereabouts, handle_behind, handle_of_fd, sample, statx_fd};
+use super::digest::Digest;
+use super::holders::{Holders, Holding, How, Key};
 use super::source::{COARSE_NS, realtime_ns};
+use super::{HashMap, HashSet};
 use crate::kernel::has_distinct_timestamps;
 
 /// A file that a process can write to.
@@ -27,29 +30,137 @@ const BTRFS: i64 = 0x9123_683e;
 
 type Device = (u32, u32);
 
+/// What a search has found.
+#[derive(Debug, Default)]
+pub(crate) struct Found {
+    pub(crate) writers: HashMap<FileHandle, Writer>,
+    /// There may be open files that it could not find.
+    pub(crate) hides: bool,
+}
+
+/// How files are searched for, and what is remembered for that from one search to the next.
+#[derive(Debug, Default)]
+pub(crate) struct Lookout {
+    /// `None`: by `/proc`.
+    pub(crate) holders: Option<Holders>,
+    /// Files that were found, and whether they are in the directory. Not on btrfs: two subvolumes may have an inode with the same number.
+    known: HashMap<Key, Side>,
+}
+
+#[derive(Clone, Debug)]
+enum Side {
+    Inside(FileHandle),
+    Outside(FileHandle),
+}
+
+impl Lookout {
+    /// For the filesystem of a descriptor, which must stay open.
+    pub(crate) fn new(file: BorrowedFd<'_>) -> Self {
+        let holders = match Holders::of(file) {
+            Ok(holders) => Some(holders),
+            Err(error) => {
+                tracing::info!(
+                    "open files are searched for by /proc, since BPF iterators do not work: {error}"
+                );
+                None
+            }
+        };
+        Self { holders, known: HashMap::default() }
+    }
+
+    /// For `status`.
+    pub(crate) fn name(&self) -> &'static str {
+        if self.holders.is_some() { "bpf" } else { "/proc" }
+    }
+
+    /// Forgets what was outside and may have been moved in by what a digest tells.
+    pub(crate) fn moved(&mut self, digest: &Digest) {
+        if digest.overflow || digest.directories.values().any(Option::is_some) {
+            self.known.retain(|_, side| matches!(side, Side::Inside(_)));
+        } else if self.known.values().any(|side| matches!(side, Side::Outside(_))) {
+            let arrivals = digest.entries.values().flat_map(|entry| &entry.arrivals);
+            let arrived: HashSet<&FileHandle> = arrivals.map(|(object, _)| object).collect();
+            self.known.retain(|_, side| !matches!(side, Side::Outside(object) if arrived.contains(object)));
+        }
+    }
+
+    /// Searches. `before`: what the last search has found.
+    pub(crate) fn search(
+        &mut self,
+        below: &Below,
+        before: &HashMap<FileHandle, Writer>,
+    ) -> std::io::Result<Found> {
+        let mut search = Search { below, is_ours: HashMap::default(), found: HashMap::default(), before };
+        let hides = match &mut self.holders {
+            Some(holders) => {
+                let look = holders.look(|pid| search.look_into(pid))?;
+                look.hides | search.take(&look.holdings, &mut self.known)
+            }
+            None => {
+                search.visit_all()?;
+                false
+            }
+        };
+        let found = search.found.into_iter();
+        let writers = found.filter_map(|(object, writer)| Some((object, writer?))).collect();
+        Ok(Found { writers, hides })
+    }
+}
+
 /// Looks for files of the tracked directory that some process has open for writing or mapped.
-pub(crate) struct Search<'a> {
+struct Search<'a> {
     below: &'a Below,
     is_ours: HashMap<Device, bool>,
     found: HashMap<FileHandle, Option<Writer>>,
+    before: &'a HashMap<FileHandle, Writer>,
 }
 
-impl<'a> Search<'a> {
-    pub(crate) fn new(below: &'a Below) -> Self {
-        Self { below, is_ours: HashMap::new(), found: HashMap::new() }
+impl Search<'_> {
+    /// Takes what the kernel's lists say. True: some of it could not be reached any more.
+    fn take(&mut self, holdings: &[Holding], known: &mut HashMap<Key, Side>) -> bool {
+        let mut handles: HashMap<Key, Option<FileHandle>> = HashMap::default();
+        for holding in holdings {
+            let handle = match known.get(&holding.key) {
+                Some(Side::Inside(object)) => Some(object.clone()),
+                Some(Side::Outside(_)) => continue,
+                None => match handles.get(&holding.key) {
+                    Some(Some(object)) => Some(object.clone()),
+                    // Whoever else has it may have it still.
+                    None | Some(None) => handle_held(holding),
+                },
+            };
+            handles.insert(holding.key, handle.clone());
+            let Some(object) = handle else { continue };
+            let mode = match holding.how {
+                How::Open { reads, direct, .. } => WriterMode { can_map: reads, direct, unseen: true },
+                How::Mapped { .. } => WriterMode { can_map: true, direct: false, unseen: true },
+            };
+            self.add_object(&object, mode, matches!(holding.how, How::Mapped { .. }));
+        }
+        // A subvolume and its snapshot have inodes of the same number and generation.
+        let may_remember = self.below.magic() != BTRFS;
+        let held: HashSet<Key> = holdings.iter().map(|holding| holding.key).collect();
+        known.retain(|key, side| matches!(side, Side::Outside(_)) && held.contains(key));
+        for (key, object) in handles.iter().filter_map(|(key, object)| Some((key, object.as_ref()?))) {
+            let is_inside = self.found.get(object).is_some_and(Option::is_some);
+            let side = if is_inside { Side::Inside(object.clone()) } else { Side::Outside(object.clone()) };
+            if may_remember {
+                known.insert(*key, side);
+            }
+        }
+        handles.values().any(Option::is_none)
     }
 
     /// Visits all processes. A process may hand what it has to a child and end while we look, so the list is read again until
     /// it has none that was not looked into.
-    pub(crate) fn run(mut self) -> std::io::Result<HashMap<FileHandle, Writer>> {
-        let mut seen = HashSet::new();
+    fn visit_all(&mut self) -> std::io::Result<()> {
+        let mut seen = HashSet::default();
         for _ in 0..ROUNDS_MAX {
             let entries = std::fs::read_dir("/proc")?;
             let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
             let new: Vec<u32> = pids.filter(|pid| seen.insert(*pid)).collect();
             if new.is_empty() {
-                let found = self.found.into_iter();
-                return Ok(found.filter_map(|(object, writer)| Some((object, writer?))).collect());
+                return Ok(());
             }
             new.into_iter().for_each(|pid| self.look_into(pid));
         }
@@ -101,16 +212,24 @@ impl<'a> Search<'a> {
 
     fn add(&mut self, link: &Path, mode: WriterMode, mapped: bool) {
         let Ok(link) = CString::new(link.as_os_str().as_bytes()) else { return };
-        let Ok(object) = handle_behind(&link) else { return };
-        let below = self.below;
+        if let Ok(object) = handle_behind(&link) {
+            self.add_object(&object, mode, mapped);
+        }
+    }
+
+    fn add_object(&mut self, object: &FileHandle, mode: WriterMode, mapped: bool) {
+        let (below, before) = (self.below, self.before);
         let writer = self.found.entry(object.clone()).or_insert_with(|| {
-            // One that cannot be found may be inside: it has another name than the one that it was opened by.
-            if let Ok(Whereabouts::Gone | Whereabouts::Outside) = below.locate_file(&object) {
+            // One that cannot be found may be inside: it has another name than the one that it was opened by. One that was inside counts
+            // as inside as long as it is held; if it is not any more, nothing is told of it.
+            if !before.contains_key(object)
+                && matches!(below.locate_file(object), Ok(Whereabouts::Gone | Whereabouts::Outside))
+            {
                 return None;
             }
             // Before the sample: what changes after it must not look old.
             let now_ns = realtime_ns();
-            let sample = sample(&below.stat(&object).ok().flatten()?);
+            let sample = sample(&below.stat(object).ok().flatten()?);
             // Where timestamps are coarse, a change right after this sample may get the same one: carried over like a mapped file.
             let is_coarse = !has_distinct_timestamps(below.magic());
             let mapped = is_coarse && sample.ctime_ns >= now_ns - COARSE_NS;
@@ -123,6 +242,15 @@ impl<'a> Search<'a> {
             writer.mapped |= mapped;
         }
     }
+}
+
+/// The handle of a file by way of who holds it, if that still does.
+fn handle_held(holding: &Holding) -> Option<FileHandle> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let fd = rustix::fs::open(holding.link(), flags, Mode::empty()).ok()?;
+    // Another one may be there by now.
+    statx_fd(fd.as_fd()).ok().filter(|stat| stat.stx_ino == holding.key.number)?;
+    handle_of_fd(fd.as_fd()).ok()
 }
 
 /// Whether a device number is one of the tracked filesystem. Each btrfs subvolume has its own; what they share is one half of
