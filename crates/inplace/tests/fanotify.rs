@@ -675,6 +675,68 @@ fn send_descriptor(to: &std::os::unix::net::UnixStream, file: &File) {
 }
 
 #[test]
+fn what_is_in_a_subvolume_is_told_and_a_snapshot_is_told_whole() {
+    let scratch = Scratch::mounted(|mount| {
+        format!(
+            "truncate -s 256M {mount}.img; mkfs.btrfs -q -f {mount}.img; mount -o loop {mount}.img {mount}"
+        )
+    });
+    let t = scratch.tree();
+    sh(&format!("btrfs -q subvolume create {}/s", t.display()));
+    fs::write(t.join("s/f"), "x").unwrap();
+    let mut volume = Volume::open(&scratch);
+    fs::write(t.join("s/f"), "y").unwrap();
+    fs::write(t.join("s/g"), "y").unwrap();
+    assert_eq!(volume.told_in_any_order(), set(&["modified s/f", "created s/g"]));
+    // Without an event: found by its descriptor.
+    let file = for_writing(&t.join("s/f"));
+    let _ = volume.told();
+    let _ = volume.told();
+    write_without_an_event(&file, b"z");
+    assert_eq!(volume.told(), ["modified s/f"]);
+    drop(file);
+    let _ = volume.told();
+    sh(&format!("btrfs -q subvolume snapshot {0}/s {0}/snapshot", t.display()));
+    let told = volume.told();
+    assert!(told.contains(&"rescan snapshot all".to_owned()), "{told:?}");
+    fs::write(t.join("snapshot/f"), "in the copy").unwrap();
+    assert_eq!(volume.told(), ["modified snapshot/f"]);
+}
+
+#[test]
+fn what_is_written_behind_a_loop_device_is_told() {
+    let scratch = Scratch::ext4();
+    let (disk, inner) = (scratch.tree().join("disk"), scratch.home.path().join("inner"));
+    fs::create_dir(&inner).unwrap();
+    sh(&format!(
+        "truncate -s 8M {0}; mkfs.ext4 -q -F {0}; mount -o loop {0} {1}",
+        disk.display(),
+        inner.display()
+    ));
+    let mut volume = Volume::open(&scratch);
+    let _ = volume.told();
+    fs::write(inner.join("f"), "x").unwrap();
+    sh(&format!("sync -f {}", inner.display()));
+    let told = volume.told();
+    sh(&format!("umount {}", inner.display()));
+    assert_eq!(told, ["modified disk"]);
+}
+
+#[test]
+fn a_filesystem_that_is_read_only_for_a_while_goes_on_being_tracked() {
+    let scratch = Scratch::ext4();
+    let mut volume = Volume::open(&scratch);
+    let at = scratch.mount_point().display().to_string();
+    fs::write(scratch.tree().join("before"), "x").unwrap();
+    sh(&format!("mount -o remount,ro {at}"));
+    assert_eq!(volume.told(), ["created before"]);
+    assert_eq!(volume.told(), [""; 0]);
+    sh(&format!("mount -o remount,rw {at}"));
+    fs::write(scratch.tree().join("after"), "x").unwrap();
+    assert_eq!(volume.told(), ["created after"]);
+}
+
+#[test]
 fn a_change_through_another_mount_is_told() {
     let scratch = Scratch::new();
     let t = scratch.tree();

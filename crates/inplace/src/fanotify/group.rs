@@ -65,8 +65,18 @@ pub(crate) struct Group {
 impl Group {
     /// Opens a group that watches the filesystem of a directory.
     pub(crate) fn watch(directory: BorrowedFd<'_>) -> Result<Self, Errno> {
+        Self::watch_with(directory, libc::FAN_UNLIMITED_QUEUE)
+    }
+
+    /// With the queue that the system allows, which overflows.
+    #[cfg(test)]
+    pub(crate) fn watch_with_short_queue(directory: BorrowedFd<'_>) -> Result<Self, Errno> {
+        Self::watch_with(directory, 0)
+    }
+
+    fn watch_with(directory: BorrowedFd<'_>, queue: u32) -> Result<Self, Errno> {
         let flags = libc::FAN_CLASS_NOTIF
-            | libc::FAN_UNLIMITED_QUEUE
+            | queue
             | libc::FAN_REPORT_DFID_NAME_TARGET
             | libc::FAN_CLOEXEC
             | libc::FAN_NONBLOCK;

@@ -522,13 +522,17 @@ mod tests {
 
     impl Watched {
         fn new() -> Self {
+            Self::by(Group::watch)
+        }
+
+        fn by(watch: impl FnOnce(std::os::fd::BorrowedFd<'_>) -> Result<Group, Errno>) -> Self {
             let home = tempfile::tempdir().unwrap();
             let tree = home.path().to_owned();
             assert!(
                 Command::new("mount").args(["-t", "tmpfs", "none"]).arg(&tree).status().unwrap().success()
             );
             let below = Below::open(&tree).unwrap();
-            let queue = Mutex::new(Queue::new(Group::watch(below.root()).unwrap()));
+            let queue = Mutex::new(Queue::new(watch(below.root()).unwrap()));
             Self { below, queue, tree, _home: home }
         }
 
@@ -599,6 +603,22 @@ mod tests {
         assert_eq!(names(&resolved.gained), [&b"moved"[..], b"removed", b"replaced"]);
         assert!(resolved.gained.iter().all(|name| name.object_type == ObjectType::File));
         assert_eq!(names(&resolved.passed), [&b""[..]; 0]);
+    }
+
+    #[test]
+    fn a_queue_that_overflows_makes_everything_be_compared_once() {
+        let allowed = fs::read_to_string("/proc/sys/fs/fanotify/max_queued_events").unwrap();
+        let allowed: usize = allowed.trim().parse().unwrap();
+        let watched = Watched::by(Group::watch_with_short_queue);
+        for number in 0..=allowed {
+            fs::write(watched.at(&format!("f{number}")), "").unwrap();
+        }
+        let resolved = watched.resolve(&watched.cut());
+        assert!(resolved.lost_sight);
+        fs::write(watched.at("after"), "x").unwrap();
+        let resolved = watched.resolve(&watched.cut());
+        assert!(!resolved.lost_sight);
+        assert_eq!(names(&resolved.gained), [b"after"]);
     }
 
     #[test]

@@ -101,6 +101,7 @@ impl Lookout {
                 false
             }
         };
+        search.look_at_loop_devices();
         let found = search.found.into_iter();
         let writers = found.filter_map(|(object, writer)| Some((object, writer?))).collect();
         Ok(Found { writers, hides })
@@ -149,6 +150,23 @@ impl Search<'_> {
             }
         }
         handles.values().any(Option::is_none)
+    }
+
+    /// A loop device writes to the file behind it without an event, and no process has it open. Like direct I/O, nobody waits for it.
+    ///
+    /// The kernel tells the file by the path of whoever attached it. One that is not there by that path is told when it is detached.
+    fn look_at_loop_devices(&mut self) {
+        for device in std::fs::read_dir("/sys/block").into_iter().flatten().flatten() {
+            if !device.file_name().as_bytes().starts_with(b"loop") {
+                continue;
+            }
+            let Ok(mut path) = std::fs::read(device.path().join("loop/backing_file")) else { continue };
+            path.truncate(path.trim_ascii_end().len());
+            let path = Path::new(std::ffi::OsStr::from_bytes(&path));
+            if self.is_regular_file_of_ours(path) {
+                self.add(path, WriterMode { can_map: false, direct: true, unseen: true }, false);
+            }
+        }
     }
 
     /// Visits all processes. A process may hand what it has to a child and end while we look, so the list is read again until
