@@ -75,7 +75,7 @@ impl Tree {
         let pid = child.id();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let expected = format!("tracking {} (source fuse, ", self.dir().display());
+        let expected = format!("tracking {} (source ", self.dir().display());
         if !line.starts_with(&expected) {
             drop(child.kill());
             panic!("{line:?}: {}", stderr(&child.wait_with_output().unwrap()));

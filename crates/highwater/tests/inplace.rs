@@ -1,0 +1,125 @@
+//! `track --source fanotify` by the command line: who may, on what, and who is told. These tests need root.
+
+#![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
+
+mod support;
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::Path;
+use std::process::{Command, Output};
+
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use rustix::process::Signal;
+use support::tree::Tree;
+use support::{stderr, stdout};
+
+const NOBODY: u32 = 65534;
+
+/// The binary as somebody else, who has a runtime directory of his own.
+fn as_nobody(tree: &Tree, arguments: &[&str], runtime: &Path) -> Output {
+    let binary = tree.home().join("highwater");
+    if !binary.exists() {
+        fs::copy(env!("CARGO_BIN_EXE_highwater"), &binary).unwrap();
+    }
+    fs::set_permissions(tree.home(), fs::Permissions::from_mode(0o755)).unwrap();
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(&binary).args(arguments);
+    command.env("HIGHWATER_RUNTIME_DIR", runtime).env_remove("XDG_STATE_HOME");
+    command.current_dir(tree.home()).output().unwrap()
+}
+
+fn runtime_of_nobody(tree: &Tree) -> std::path::PathBuf {
+    let runtime = tree.home().join("run-nobody");
+    fs::create_dir(&runtime).unwrap();
+    chown(&runtime, Some(NOBODY), Some(NOBODY)).unwrap();
+    runtime
+}
+
+#[test]
+fn only_root_may_track_in_place() {
+    let tree = Tree::new();
+    chown(tree.dir(), Some(NOBODY), Some(NOBODY)).unwrap();
+    let runtime = runtime_of_nobody(&tree);
+    let state = runtime.join("state");
+    let state = state.to_str().unwrap();
+    let output = as_nobody(&tree, &["track", "tree", "--source", "fanotify", "--state", state], &runtime);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(stderr(&output).contains("root"), "{output:?}");
+}
+
+/// G7: the tracker is root's, whoever owns the directory, since it sees what its owner may not: names in directories that are closed to him.
+#[test]
+fn the_owner_of_a_directory_that_root_tracks_is_told_no_names() {
+    let mut tree = Tree::new();
+    chown(tree.dir(), Some(NOBODY), Some(NOBODY)).unwrap();
+    let runtime = runtime_of_nobody(&tree);
+    tree.track_with(&["--source", "fanotify"]);
+    let now = tree.done(&["changes", "tree", "--since", "now", "--format", "json"]);
+    let now: serde_json::Value = serde_json::from_str(now.lines().next().unwrap()).unwrap();
+    let cursor = now["cursor"].as_str().unwrap();
+    fs::create_dir(tree.dir().join("closed")).unwrap();
+    fs::set_permissions(tree.dir().join("closed"), fs::Permissions::from_mode(0o700)).unwrap();
+    fs::write(tree.dir().join("closed/secret"), "x").unwrap();
+    // By his own registrations, and by those of root, where he would find the socket.
+    for runtime in [runtime, tree.home().join("run")] {
+        for question in
+            [&["changes", "tree"][..], &["follow", "tree"], &["status", "tree"], &["barrier", "tree"]]
+        {
+            let output = as_nobody(&tree, question, &runtime);
+            assert!(!output.status.success(), "{question:?}: {output:?}");
+            assert!(!stdout(&output).contains("secret") && !stderr(&output).contains("secret"), "{output:?}");
+        }
+    }
+    let told = tree.done(&["changes", "tree", "--since", cursor]);
+    assert!(told.contains("closed/secret"), "root is told: {told}");
+    tree.signal(Signal::TERM);
+    assert_eq!(tree.ended().0, Some(0));
+}
+
+#[test]
+fn what_cannot_be_tracked_in_place_is_refused_with_what_to_use() {
+    let tree = Tree::new();
+    for directory in ["lower", "upper", "work"] {
+        fs::create_dir(tree.home().join(directory)).unwrap();
+    }
+    let at = tree.home();
+    let at = at.display();
+    let options = format!("lowerdir={at}/lower,upperdir={at}/upper,workdir={at}/work");
+    mount(
+        "none",
+        tree.dir(),
+        "overlay",
+        MountFlags::empty(),
+        Some(std::ffi::CString::new(options).unwrap().as_c_str()),
+    )
+    .unwrap();
+    let output = tree.run(&["track", "tree", "--state", "state", "--source", "fanotify"]);
+    unmount(tree.dir(), UnmountFlags::DETACH).unwrap();
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("overlay") && said.contains("--source fuse"), "{said}");
+
+    mount("none", tree.dir(), "tmpfs", MountFlags::empty(), None).unwrap();
+    let output =
+        tree.run(&["track", "tree", "--state", "state", "--source", "fanotify", "--barrier", "freeze"]);
+    unmount(tree.dir(), UnmountFlags::DETACH).unwrap();
+    assert!(!output.status.success() && stderr(&output).contains("--barrier bpf"), "{output:?}");
+}
+
+#[test]
+fn status_says_what_the_source_relies_on() {
+    let mut tree = Tree::new();
+    tree.track_with(&["--source", "fanotify"]);
+    fs::write(tree.dir().join("f"), "x").unwrap();
+    tree.done(&["barrier", "tree"]);
+    let status: serde_json::Value = serde_json::from_str(&tree.done(&["status", "tree", "--json"])).unwrap();
+    assert_eq!(status["source"], "fanotify");
+    let details = &status["details"];
+    let starts = |what: &str, with: &str| details[what].as_str().is_some_and(|text| text.starts_with(with));
+    assert!(starts("barrier", "bpf, last ") && starts("search", "for these by bpf, "), "{details}");
+    let events: u64 = details["events"].as_str().unwrap().split(',').next().unwrap().parse().unwrap();
+    assert!(events > 0, "{details}");
+    tree.signal(Signal::TERM);
+    assert_eq!(tree.ended().0, Some(0));
+}
