@@ -22,8 +22,8 @@ Keep a copy of a tree up to date:
   highwater track /srv/data --daemon
   highwater consumer add /srv/data backup
   highwater run /srv/data --consumer backup --format null -- \\
-      rsync -a --ignore-times --force --from0 --files-from=- \\
-          --delete-missing-args /srv/data/ /backup/
+      rsync -a --ignore-times --force --delete --delete-missing-args \\
+          --from0 --files-from=- /srv/data/ /backup/
   (exit status 4: no difference can be told; copy everything once and `ack`)
 
 Exit status:

@@ -3,9 +3,9 @@
 //! Invariant: nothing is printed before the answer is whole and can be told in the format, so that a script never acts on
 //! the first half of a list.
 
-use std::borrow::Cow;
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::ffi::OsStr;
+use std::fs::FileType;
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -99,32 +99,81 @@ fn write_text(out: &mut impl Write, answer: &Changes) -> io::Result<()> {
 
 /// Every path once, in the order of their first appearance, each ended by a NUL.
 ///
-/// A renamed directory is one change, but whoever copies by a list of paths holds nothing at the new name: everything that
-/// is below it now is listed as well. What has moved on since then is in a later answer.
+/// Who copies by a list of paths may hold other things at the path of a new directory, and holds nothing at that of a renamed one. So
+/// a directory whose names have to be compared ends with a slash, which makes rsync look into it, and everything that is
+/// below a renamed directory, or one to compare, is listed as well. What has moved on since then is in a later answer.
 fn null_list(directory: &Path, changes: &[Change]) -> io::Result<Vec<u8>> {
-    let mut list = Vec::new();
-    let mut seen = HashSet::new();
-    let mut add = |path: Cow<'_, [u8]>| {
-        if !seen.contains(&*path) {
-            list.extend_from_slice(&path);
-            list.push(0);
-            seen.insert(path.into_owned());
-        }
-    };
+    let mut paths = Paths::new(directory);
     for change in changes {
         if let Some(from) = &change.from {
-            add(Cow::Borrowed(from));
+            paths.add(from, false);
         }
-        add(Cow::Borrowed(&change.path));
-        if change.kind == Kind::Renamed && change.object_type == ObjectType::Dir {
-            below(directory, &change.path, &mut |path| add(Cow::Owned(path)))?;
+        let is_directory = change.object_type == ObjectType::Dir;
+        let is_whole = is_directory && change.kind == Kind::Renamed || change.kind == Kind::Rescan;
+        paths.add(&change.path, is_whole || is_directory && change.kind == Kind::Created);
+        if is_whole {
+            below(directory, &change.path, &mut |path, is_directory| paths.add(path, is_directory))?;
         }
     }
-    Ok(list)
+    Ok(paths.list())
 }
 
-/// Every path below a directory, parents first.
-fn below(root: &Path, directory: &[u8], found: &mut impl FnMut(Vec<u8>)) -> io::Result<()> {
+/// Paths in the order of their first appearance, and whether the names in them have to be compared.
+struct Paths<'a> {
+    root: &'a Path,
+    order: Vec<(Vec<u8>, bool)>,
+    at: HashMap<Vec<u8>, usize>,
+}
+
+impl<'a> Paths<'a> {
+    fn new(root: &'a Path) -> Self {
+        Self { root, order: Vec::new(), at: HashMap::new() }
+    }
+
+    fn add(&mut self, path: &[u8], compare: bool) {
+        let (path, type_now) = self.as_it_is_now(path);
+        // rsync looks into a path with a slash behind it, and takes one that is gone by now for an error.
+        let compare = compare && type_now.is_some_and(|type_now| type_now.is_dir());
+        if let Some(&at) = self.at.get(path) {
+            self.order[at].1 |= compare;
+        } else {
+            self.at.insert(path.to_owned(), self.order.len());
+            self.order.push((path.to_owned(), compare));
+        }
+    }
+
+    /// What is gone is told by the highest directory that is gone with it, or by what is in that one's place: for rsync a path below such a
+    /// one is an error.
+    fn as_it_is_now<'p>(&self, mut path: &'p [u8]) -> (&'p [u8], Option<FileType>) {
+        let type_of = |path: &[u8]| {
+            let metadata = self.root.join(OsStr::from_bytes(path)).symlink_metadata();
+            metadata.ok().map(|metadata| metadata.file_type())
+        };
+        let mut type_now = type_of(path);
+        while type_now.is_none()
+            && let Some(slash) = path.iter().rposition(|byte| *byte == b'/')
+        {
+            let above = type_of(&path[..slash]);
+            if above.is_some_and(|above| above.is_dir()) {
+                break;
+            }
+            (path, type_now) = (&path[..slash], above);
+        }
+        (path, type_now)
+    }
+
+    fn list(self) -> Vec<u8> {
+        let mut list = Vec::new();
+        for (path, compare) in self.order {
+            list.extend_from_slice(&path);
+            list.extend_from_slice(if compare { b"/\0" } else { b"\0" });
+        }
+        list
+    }
+}
+
+/// Every path below a directory, parents first, and whether it is a directory.
+fn below(root: &Path, directory: &[u8], found: &mut impl FnMut(&[u8], bool)) -> io::Result<()> {
     let mut waiting = vec![directory.to_vec()];
     while let Some(directory) = waiting.pop() {
         let entries = match std::fs::read_dir(root.join(OsStr::from_bytes(&directory))) {
@@ -136,16 +185,17 @@ fn below(root: &Path, directory: &[u8], found: &mut impl FnMut(Vec<u8>)) -> io::
         for entry in entries {
             let entry = entry?;
             let path = [&directory, &b"/"[..], entry.file_name().as_bytes()].concat();
-            if entry.file_type()?.is_dir() {
-                waiting.push(path.clone());
+            let is_directory = entry.file_type()?.is_dir();
+            found(&path, is_directory);
+            if is_directory {
+                waiting.push(path);
             }
-            found(path);
         }
     }
     Ok(())
 }
 
-/// A list of paths can tell what changed, and neither "everything" nor "compare this directory".
+/// A list of paths can tell what changed, and not "everything".
 fn check_tellable_as_paths(answer: &Changes) -> Result<(), Failure> {
     let needed = "nothing was printed: a full pass is needed";
     if answer.fresh {
@@ -153,11 +203,8 @@ fn check_tellable_as_paths(answer: &Changes) -> Result<(), Failure> {
         let then = format!("then go on from cursor {}", answer.cursor);
         return Err(Failure::text(Exit::Fresh, format!("{needed} ({reason}), {then}")));
     }
-    if let Some(rescan) = answer.changes.iter().find(|change| change.kind == Kind::Rescan) {
-        let path = quote(&rescan.path);
-        let why = format!(
-            "the directory {path} has to be compared, which --format json tells and a list of paths cannot"
-        );
+    if answer.changes.iter().any(|change| change.kind == Kind::Rescan && change.path == b".") {
+        let why = "the tracked directory itself has to be compared";
         let then = format!("then go on from cursor {}", answer.cursor);
         return Err(Failure::text(Exit::Fresh, format!("{needed} ({why}), {then}")));
     }

@@ -65,9 +65,10 @@ fn json_is_a_line_with_the_cursor_and_one_per_change() {
 #[test]
 fn null_is_every_path_once_with_both_names_of_a_rename() {
     let tracked = with_odd_names();
+    std::fs::create_dir(tracked.directory.join("a dir")).unwrap();
     let output = tracked.run(&["changes", ".", "--since", &cursor(0), "--format", "null"]);
     assert_exit(&output, 0);
-    assert_eq!(output.stdout, b"a dir\0a dir/b\0old\xff\0new\nline\0gone\0");
+    assert_eq!(output.stdout, b"a dir/\0a dir/b\0old\xff\0new\nline\0gone\0");
     assert_eq!(stderr(&output), "");
 }
 
@@ -81,7 +82,23 @@ fn null_lists_what_is_below_a_renamed_directory() {
     tracked.volume.push(renamed(b"elsewhere", b"moved on", ObjectType::Dir));
     let output = tracked.run(&["changes", ".", "--since", &cursor(0), "--format", "null"]);
     assert_exit(&output, 0);
-    assert_eq!(output.stdout, b"old\0new\0new/s\xff\0new/s\xff/f\0elsewhere\0moved on\0");
+    assert_eq!(output.stdout, b"old\0new/\0new/s\xff/\0new/s\xff/f\0elsewhere\0moved on\0");
+}
+
+#[test]
+fn null_ends_a_directory_whose_names_have_to_be_compared_with_a_slash() {
+    let tracked = Tracked::new();
+    std::fs::create_dir_all(tracked.directory.join("made")).unwrap();
+    std::fs::create_dir_all(tracked.directory.join("d/e")).unwrap();
+    std::fs::write(tracked.directory.join("d/f"), "x").unwrap();
+    for (path, kind) in [("d/e", Kind::Metadata), ("made", Kind::Created), ("d", Kind::Rescan)] {
+        tracked.volume.push(change(path, kind, ObjectType::Dir));
+    }
+    tracked.volume.push(change("made and gone", Kind::Created, ObjectType::Dir));
+    let output = tracked.run(&["changes", ".", "--since", &cursor(0), "--format", "null"]);
+    assert_exit(&output, 0);
+    let told: Vec<&[u8]> = output.stdout.split(|byte| *byte == 0).collect();
+    assert_eq!(told, [&b"d/e/"[..], b"made/", b"d/", b"d/f", b"made and gone", b""]);
 }
 
 #[test]
@@ -94,11 +111,12 @@ fn null_prints_nothing_and_exits_4_where_a_list_of_paths_cannot_tell_the_answer(
     assert!(stderr(&output).contains(&cursor(0)), "{}", stderr(&output));
 
     tracked.volume.push(change("a", Kind::Modified, ObjectType::File));
-    tracked.volume.push(change("d", Kind::Rescan, ObjectType::Dir));
+    tracked.volume.push(change(".", Kind::Rescan, ObjectType::Dir));
     let output = tracked.run(&["changes", ".", "--since", &cursor(0), "--format", "null"]);
     assert_exit(&output, 4);
     assert_eq!(stdout(&output), "");
-    assert!(stderr(&output).contains("the directory d has to be compared"), "{}", stderr(&output));
+    let expected = "the tracked directory itself has to be compared";
+    assert!(stderr(&output).contains(expected), "{}", stderr(&output));
 }
 
 #[test]

@@ -24,9 +24,10 @@ use crate::output::{Format, summary, write_changes};
 /// several names; a path that is not UTF-8 is in path_base64 (from_base64).
 ///
 /// With --format null each changed, deleted and renamed (both names) path once,
-/// and everything below a renamed directory. An answer that a list of paths
-/// cannot tell (fresh, or with a rescan) prints nothing and ends with exit status
-/// 4.
+/// and everything below a renamed directory, or one to compare. A directory whose
+/// names have to be compared ends with a slash: rsync with --delete does that. An
+/// answer that a list of paths cannot tell (fresh, or a rescan of all) prints
+/// nothing and ends with exit status 4.
 ///
 /// Example:
 ///   cursor=$(highwater changes /srv/data --since now --format json | jq -r .cursor)

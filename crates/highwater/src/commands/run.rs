@@ -26,13 +26,13 @@ use crate::output::{Format, summary, write_changes};
 /// not ack it is told again the next time.
 ///
 /// With --format null an answer that a list of paths cannot tell (fresh, or with
-/// a rescan) does not run the command: exit status 4. Then copy everything once,
+/// a rescan of all) does not run the command: exit status 4. Then copy everything once,
 /// and ack a cursor taken before that with `highwater barrier`.
 ///
 /// Example:
 ///   highwater run /srv/data --consumer backup --format null -- \
-///     rsync -a --ignore-times --force --from0 --files-from=- \
-///       --delete-missing-args /srv/data/ /backup/
+///     rsync -a --ignore-times --force --delete --delete-missing-args \
+///       --from0 --files-from=- /srv/data/ /backup/
 #[derive(Debug, clap::Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct Args {
