@@ -6,10 +6,12 @@
 //!
 //! With `--broken` a check of the barrier is switched off, or all of it; then the run passes only if that is noticed.
 
+use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::Scope;
 use std::time::{Duration, Instant};
@@ -17,7 +19,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use highwater_inplace::barrier::{BarrierError, FilesystemBarrier, SwitchedOff};
 use io_uring::{IoUring, opcode, squeue, types};
-use rustix::fs::inotify;
+use rustix::fs::{OFlags, inotify};
 
 use crate::mapping::Mapping;
 use crate::scratch::{Filesystem, Scratch};
@@ -28,6 +30,10 @@ const BIG: usize = 1 << 20;
 /// Rounds between two writes that stall.
 const STALLED_EVERY: u64 = 8;
 const PATIENCE: Duration = Duration::from_secs(60);
+/// More than there are steps of the [`namer`].
+const STEPS: u32 = 8;
+/// More than there are of one number.
+const EVENTS_KEPT: usize = 16;
 
 /// The write barrier in place, under load.
 #[derive(Clone, Debug, clap::Args)]
@@ -44,6 +50,9 @@ pub(crate) struct BarrierInPlaceArgs {
     /// Look at these only. May be repeated.
     #[arg(long, value_enum)]
     only: Vec<Oracle>,
+    /// Use no io_uring: before 6.3 there is no barrier where anybody does.
+    #[arg(long)]
+    no_rings: bool,
 }
 
 /// What is looked at.
@@ -57,6 +66,8 @@ enum Oracle {
     Names,
     /// Writes that stall.
     Stalled,
+    /// Writes of io_uring that are done in part and wait for a worker (XFS; elsewhere none is done in part).
+    Queued,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,7 +127,7 @@ struct Shared {
     stop: AtomicBool,
     /// Odd while a truncation is under way.
     truncations: AtomicU32,
-    /// Number of the names that are being made, and how far: 4 n + step.
+    /// Number of the names that are being made, and how far: [`STEPS`] n + step.
     names: AtomicU32,
 }
 
@@ -153,7 +164,10 @@ fn one(tree: &Path, arguments: &BarrierInPlaceArgs) -> Result<Tally> {
     fs::create_dir(&names)?;
     let mut oracles = arguments.only.clone();
     if oracles.is_empty() {
-        oracles = vec![Oracle::Writes, Oracle::Truncation, Oracle::Names, Oracle::Stalled];
+        oracles = vec![Oracle::Writes, Oracle::Truncation, Oracle::Names, Oracle::Stalled, Oracle::Queued];
+    }
+    if arguments.no_rings {
+        oracles.retain(|oracle| *oracle != Oracle::Queued);
     }
     let mut round = 0_u64;
     std::thread::scope(|scope| {
@@ -163,8 +177,9 @@ fn one(tree: &Path, arguments: &BarrierInPlaceArgs) -> Result<Tally> {
         // With a check less, who holds the barrier up rightly would give a write time to end that is passed over.
         let is_broken = arguments.broken.is_some();
         let all = [How::Fifo, How::Plain, How::Plain, How::Ring, How::Worker, How::Polled];
+        let all = if arguments.no_rings { &all[..3] } else { &all };
         if oracles.contains(&Oracle::Writes) {
-            for kind in if is_broken { needs(arguments.broken) } else { &all } {
+            for kind in if is_broken { needs(arguments.broken) } else { all } {
                 views.push((*kind, big_writer(scope, tree, &shared, *kind, views.len())?));
             }
         }
@@ -185,6 +200,7 @@ fn one(tree: &Path, arguments: &BarrierInPlaceArgs) -> Result<Tally> {
         let mut tally = Tally::default();
         let until = Instant::now() + Duration::from_secs(arguments.seconds);
         let ways = [How::Plain, How::Worker, How::Ring, How::Polled];
+        let ways = if arguments.no_rings { &ways[..1] } else { &ways[..] };
         while Instant::now() < until && tally.miss.is_none() {
             for oracle in &oracles {
                 match oracle {
@@ -193,9 +209,11 @@ fn one(tree: &Path, arguments: &BarrierInPlaceArgs) -> Result<Tally> {
                     Oracle::Names => changes_of_names(&names, &events, &shared, call, &mut tally)?,
                     // It takes long, so that it comes seldom.
                     Oracle::Stalled if round.is_multiple_of(STALLED_EVERY) => {
-                        stalled(tree, ways[(round / STALLED_EVERY % 4) as usize], call, &mut tally)?;
+                        let how = ways[(round / STALLED_EVERY) as usize % ways.len()];
+                        stalled(tree, how, call, &mut tally)?;
                     }
-                    Oracle::Stalled => continue,
+                    Oracle::Queued if round.is_multiple_of(STALLED_EVERY) => queued(tree, call, &mut tally)?,
+                    Oracle::Stalled | Oracle::Queued => continue,
                 }
                 tally.barriers += 1;
                 if tally.miss.is_some() {
@@ -336,28 +354,33 @@ fn truncater<'scope>(scope: &'scope Scope<'scope, '_>, path: &Path, shared: &'sc
     Ok(())
 }
 
-/// Makes a directory, renames it, removes it; each step is announced before it is done.
+/// Makes a directory, renames it, removes it; makes a file and removes it. Each step is announced before it is done.
 fn namer(names: &Path, shared: &Shared) {
-    for number in 0.. {
-        if !shared.goes_on() {
-            break;
-        }
-        let (first, second) = (names.join(format!("m{number}")), names.join(format!("r{number}")));
-        let step = |step: u32| {
+    let act = |step: u32, [first, second, file]: &[PathBuf; 3]| match step {
+        1 => fs::create_dir(first),
+        2 => fs::rename(first, second),
+        3 => fs::remove_dir(second),
+        4 => File::create(file).map(drop),
+        _ => fs::remove_file(file),
+    };
+    'numbers: for number in 0.. {
+        let paths = names_of(names, number);
+        for step in 1..=5 {
+            if !shared.goes_on() {
+                break 'numbers;
+            }
             // ORDERING: as above.
-            shared.names.store(4 * number + step, Ordering::SeqCst);
-        };
-        step(1);
-        let made = fs::create_dir(&first);
-        step(2);
-        let renamed = fs::rename(&first, &second);
-        step(3);
-        let removed = fs::remove_dir(&second);
-        if made.and(renamed).and(removed).is_err() {
-            eprintln!("barrier-in-place: the namer gave up");
-            break;
+            shared.names.store(STEPS * number + step, Ordering::SeqCst);
+            if let Err(error) = act(step, &paths) {
+                eprintln!("barrier-in-place: the namer gave up: {error}");
+                break 'numbers;
+            }
         }
     }
+}
+
+fn names_of(names: &Path, number: u32) -> [PathBuf; 3] {
+    ["m", "r", "f"].map(|name| names.join(format!("{name}{number}")))
 }
 
 type Views = [(How, Mapping)];
@@ -427,6 +450,8 @@ fn truncation(
 /// The queue of events of a directory.
 struct Events {
     queue: std::os::fd::OwnedFd,
+    /// The newest ones, so that who asks for one name does not take away another one's.
+    taken: RefCell<VecDeque<(inotify::ReadFlags, Vec<u8>)>>,
 }
 
 impl Events {
@@ -434,28 +459,37 @@ impl Events {
         let queue = inotify::init(inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC)?;
         let of = inotify::WatchFlags::CREATE | inotify::WatchFlags::MOVED_TO | inotify::WatchFlags::DELETE;
         inotify::add_watch(queue.as_fd(), directory, of)?;
-        Ok(Self { queue })
+        Ok(Self { queue, taken: RefCell::default() })
     }
 
     /// Takes all events; whether one of them is this one, or the queue has run over.
     fn take(&self, what: inotify::ReadFlags, name: &str) -> Result<bool> {
         let mut buffer = [std::mem::MaybeUninit::uninit(); 1 << 14];
         let mut reader = inotify::Reader::new(self.queue.as_fd(), &mut buffer);
-        let mut found = false;
+        let mut taken = self.taken.borrow_mut();
+        let mut has_run_over = false;
         loop {
             match reader.next() {
                 Ok(event) => {
-                    let is_it = event.events().contains(what)
-                        && event.file_name().is_some_and(|of| of.to_bytes() == name.as_bytes());
-                    found |= is_it || event.events().contains(inotify::ReadFlags::QUEUE_OVERFLOW);
+                    has_run_over |= event.events().contains(inotify::ReadFlags::QUEUE_OVERFLOW);
+                    let of = event.file_name().map(|of| of.to_bytes().to_vec());
+                    taken.push_back((event.events(), of.unwrap_or_default()));
                 }
-                Err(rustix::io::Errno::AGAIN) => return Ok(found),
+                Err(rustix::io::Errno::AGAIN) => break,
                 Err(error) => return Err(error.into()),
             }
         }
+        let is_it =
+            |(events, of): &(inotify::ReadFlags, Vec<u8>)| events.contains(what) && of == name.as_bytes();
+        let found = has_run_over || taken.iter().rev().any(is_it);
+        while taken.len() > EVENTS_KEPT {
+            taken.pop_front();
+        }
+        Ok(found)
     }
 }
 
+/// What is visible first differs: the number of links of the parent or of the file, or the name. After the barrier all of it is.
 fn changes_of_names(
     names: &Path,
     events: &Events,
@@ -465,36 +499,75 @@ fn changes_of_names(
 ) -> Result<()> {
     use inotify::ReadFlags;
     // A step of each kind in turn.
-    let wanted = (tally.barriers % 3) as u32 + 1;
+    let wanted = (tally.barriers % 5) as u32 + 1;
+    // ORDERING: as above.
+    let now = || shared.names.load(Ordering::SeqCst);
+    let exists = |path: &Path| rustix::fs::lstat(path).is_ok();
+    let parent_links = || names.metadata().map_or(0, |metadata| metadata.nlink());
     let deadline = Instant::now() + Duration::from_millis(20);
     while Instant::now() < deadline {
-        // ORDERING: as above.
-        let announced = shared.names.load(Ordering::SeqCst);
-        if announced % 4 != wanted {
+        let announced = now();
+        let number = announced / STEPS;
+        let [first, second, path] = names_of(names, number);
+        // To count the links of the file that is removed.
+        let file = match (wanted, announced % STEPS) {
+            (5, 4 | 5) => rustix::fs::open(&path, OFlags::PATH, rustix::fs::Mode::empty()).ok(),
+            _ => None,
+        };
+        let announced = STEPS * number + wanted;
+        while now() == announced - 1 && file.is_some() {}
+        if now() != announced {
             continue;
         }
-        let number = announced / 4;
+        let has_no_links = || {
+            let stat = file.as_ref().and_then(|file| rustix::fs::fstat(file).ok());
+            stat.is_some_and(|stat| stat.st_nlink == 0)
+        };
         let (what, name) = match wanted {
             1 => (ReadFlags::CREATE, format!("m{number}")),
             2 => (ReadFlags::MOVED_TO, format!("r{number}")),
-            _ => (ReadFlags::DELETE, format!("r{number}")),
+            3 => (ReadFlags::DELETE, format!("r{number}")),
+            4 => (ReadFlags::CREATE, format!("f{number}")),
+            _ => (ReadFlags::DELETE, format!("f{number}")),
         };
-        let path = names.join(&name);
-        let is_visible = || rustix::fs::lstat(&path).is_ok() != (wanted == 3);
-        // ORDERING: as above.
-        while !is_visible() && shared.names.load(Ordering::SeqCst) == announced && shared.goes_on() {}
-        if !is_visible() {
+        let is_whole = || match wanted {
+            1 => exists(&first),
+            2 => exists(&second) && !exists(&first),
+            3 => !exists(&second),
+            4 => exists(&path),
+            _ => !exists(&path),
+        };
+        // On btrfs a directory has one link always.
+        let is_visible = || match wanted {
+            1 => parent_links() > 2 || is_whole(),
+            2 => exists(&second) || !exists(&first),
+            3 => parent_links() == 2 || is_whole(),
+            5 => has_no_links() || is_whole(),
+            _ => is_whole(),
+        };
+        let mut is_seen = is_visible();
+        while !is_seen && now() == announced && shared.goes_on() {
+            is_seen = is_visible();
+        }
+        // Else it may have been the next step that was seen.
+        if !is_seen || now() != announced {
             continue;
         }
         let told_before = events.take(what, &name)?;
+        let was_whole = is_whole();
+        if now() != announced {
+            continue;
+        }
         call(PATIENCE)?;
-        if !told_before {
-            tally.half_done += 1;
-            if !events.take(what, &name)? {
-                tally.miss = Some(format!(
-                    "{name}: {what:?} was visible before the barrier, and its event is not there after it"
-                ));
-            }
+        tally.half_done += u64::from(!told_before || !was_whole);
+        if !told_before && !events.take(what, &name)? {
+            tally.miss = Some(format!(
+                "{name}: {what:?} was visible before the barrier, and its event is not there after it"
+            ));
+        }
+        if !is_whole() && now() == announced {
+            tally.miss =
+                Some(format!("{name}: {what:?} was visible in part before the barrier, and is after it"));
         }
         return Ok(());
     }
@@ -532,6 +605,74 @@ fn stalled(
         // As long as others hold it up, a barrier that would pass over this write cannot show it.
         match call(Duration::from_millis(1500)) {
             Ok(()) => tally.miss = Some(format!("{how:?}: a write that stalls was passed over")),
+            Err(BarrierError::Deadline { .. }) => tally.half_done += 1,
+            Err(error) => return Err(error.into()),
+        }
+    }
+    write.finish(b'N')?;
+    Ok(())
+}
+
+/// A write of io_uring is done as far as it goes without waiting; the rest waits for a worker, and the only one is busy elsewhere.
+fn queued(tree: &Path, call: impl Fn(Duration) -> Result<(), BarrierError>, tally: &mut Tally) -> Result<()> {
+    const ELSEWHERE: usize = 2;
+    const FILES: usize = 40;
+    let mut files = Vec::new();
+    let mut views = Vec::new();
+    for number in 0..FILES {
+        let path = tree.join(format!("queued-{number}"));
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path)?;
+        file.write_all_at(&vec![b'O'; LENGTH], 0)?;
+        file.sync_all()?;
+        // Only the first page is in memory. The last one is written in part, and must be read for that.
+        for advice in [libc::POSIX_FADV_DONTNEED, libc::POSIX_FADV_RANDOM] {
+            // SAFETY: plain numbers.
+            ensure!(unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, advice) } == 0, "posix_fadvise");
+        }
+        file.read_exact_at(&mut [0], 0)?;
+        views.push(Mapping::for_reading(&file, LENGTH)?);
+        files.push(file);
+    }
+    let is_half_done = |view: &Mapping| view.load(0, 1) == b"N" && view.load(LENGTH - 101, 1) == b"O";
+    let elsewhere: Vec<File> = (0..ELSEWHERE)
+        .map(|_| rustix::fs::memfd_create("elsewhere", rustix::fs::MemfdFlags::CLOEXEC).map(File::from))
+        .collect::<Result<_, _>>()?;
+    let (tell, submitted) = std::sync::mpsc::channel();
+    let write = StalledWrite::begin_with(move |late| {
+        let mut ring: IoUring = IoUring::builder().setup_cqsize(64).build(4)?;
+        // One that writes to regular files.
+        ring.submitter().register_iowq_max_workers(&mut [1, 1])?;
+        let data = vec![b'N'; LENGTH - 100];
+        let entry = |to: &File, from: &[u8]| {
+            opcode::Write::new(types::Fd(to.as_raw_fd()), from.as_ptr(), from.len() as u32).build()
+        };
+        for busy in &elsewhere {
+            // Files in memory cannot be written to without waiting, so a worker of this kind does it; with `ASYNC` it would be of another.
+            // SAFETY: the data live until all completions have been seen below.
+            unsafe { ring.submission().push(&entry(busy, late)) }.map_err(std::io::Error::other)?;
+            ring.submit()?;
+        }
+        for file in &files {
+            // A time that need not change again for a millisecond: to change it would be left to the worker, before anything else. That
+            // does not always succeed, so there are many files.
+            file.write_all_at(b"O", 0)?;
+            // SAFETY: as above.
+            unsafe { ring.submission().push(&entry(file, &data)) }.map_err(std::io::Error::other)?;
+            ring.submit()?;
+        }
+        let _ = tell.send(());
+        ring.submit_and_wait(ELSEWHERE + FILES)?;
+        Ok(())
+    })?;
+    let _ = submitted.recv_timeout(PATIENCE);
+    if let Some(view) = views.iter().find(|view| is_half_done(view)) {
+        match call(Duration::from_millis(1500)) {
+            Ok(()) if is_half_done(view) => {
+                let what = "a write that was done in part, and waits for a worker, was passed over";
+                tally.miss = Some(what.to_owned());
+            }
+            // A worker has done it in the meantime.
+            Ok(()) => {}
             Err(BarrierError::Deadline { .. }) => tally.half_done += 1,
             Err(error) => return Err(error.into()),
         }
