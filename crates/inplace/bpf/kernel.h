@@ -119,6 +119,10 @@ struct thread_struct {
 	unsigned long sp;
 } CORE;
 
+struct task_io_accounting {
+	u64 syscw;
+} CORE;
+
 struct task_struct {
 	struct thread_info thread_info;
 	unsigned int __state;
@@ -136,6 +140,7 @@ struct task_struct {
 	char comm[16];
 	struct files_struct *files;
 	struct io_uring_task *io_uring;
+	struct task_io_accounting ioac;
 	struct thread_struct thread;
 } CORE;
 
@@ -171,6 +176,8 @@ static long (*const bpf_task_pt_regs)(struct task_struct *task) = (void *)175;
 #define SEC(name) __attribute__((section(name), used))
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
 #define COMPILER_BARRIER() asm volatile("" ::: "memory")
+/* The compiler forgets what it knows of the value, and keeps it in one place. */
+#define OPAQUE(value) asm volatile("" : "+r"(value))
 
 /* Whether the running kernel has the field, and where it is. */
 #define HAS_FIELD(field) __builtin_preserve_field_info(field, 2)

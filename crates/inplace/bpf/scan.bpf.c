@@ -53,7 +53,7 @@ struct control {
 struct record {
 	u64 task, start;
 	u64 registers, result, user_time;
-	u64 work, chain;
+	u64 work, chain, writes;
 	u32 kind, pid, tgid, call;
 	u32 compat, on_cpu, rings, kernel_writers;
 	char comm[16];
@@ -265,7 +265,9 @@ ALWAYS_INLINE int is_elsewhere(struct task_struct *task, u64 superblock, u64 rin
 	*(volatile u64 *)&copy->words[0] = (u64)task;
 	self = *(volatile u64 *)&copy->words[0];
 	size = top - bottom;
-	if (size - 1 >= sizeof(copy->words))
+	/* The comparison must be of the register that is passed on: verifiers of 6.1 follow no other. */
+	OPAQUE(size);
+	if (size == 0 || size > sizeof(copy->words))
 		return 0;
 	if (bpf_probe_read_kernel(copy->words, size, (const void *)bottom))
 		return 0;
@@ -492,6 +494,8 @@ int scan_tasks(struct bpf_iter__task *ctx)
 		r.registers = all_registers(regs);
 		r.result = regs->ax;
 		r.user_time = task->utime;
+		if (HAS_FIELD(task->ioac.syscw))
+			r.writes = task->ioac.syscw;
 	}
 	if (r.on_cpu) {
 		if (c->off & OFF_RUNNING)

@@ -66,6 +66,13 @@ pub(super) fn compat() -> [u8; CALLS] {
     classes
 }
 
+/// Whether the kernel counts the call as a write, once, when it is over: see (R).
+pub(super) fn is_counted(record: &super::record::Record) -> bool {
+    let counted =
+        [libc::SYS_write, libc::SYS_pwrite64, libc::SYS_writev, libc::SYS_pwritev, libc::SYS_pwritev2];
+    record.compat == 0 && counted.contains(&i64::from(record.call))
+}
+
 /// What to call a call when it holds up a barrier.
 pub(super) fn name(number: u32, compat: bool) -> String {
     let known = NAMES.iter().find(|(of, _)| *of == i64::from(number));

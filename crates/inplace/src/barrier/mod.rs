@@ -173,6 +173,9 @@ impl FilesystemBarrier {
         let mut programs = self.programs.lock();
         let scan = programs.tasks(self.superblock, self.off).map_err(scan_error)?;
         if !run.step(&scan) {
+            if run.scans == 1 && requirements::counts_of_writes_can_be_trusted() {
+                run.trust_counts();
+            }
             if run.scans >= SHORT_SCANS && run.waits_for_a_sleeping_caller() {
                 programs.know_functions();
             }

@@ -52,7 +52,7 @@ impl Control {
 }
 
 /// Bytes of a record.
-pub(super) const RECORD: usize = 104;
+pub(super) const RECORD: usize = 112;
 
 /// What a record is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,6 +88,8 @@ pub(super) struct Record {
     pub(super) work: u64,
     /// Worker: whether requests hang on this one. File: the inode's generation.
     pub(super) chain: u64,
+    /// How many calls that write have ended, where the kernel counts them.
+    pub(super) writes: u64,
     pub(super) kind: Kind,
     pub(super) pid: u32,
     /// The number of the call. File: the descriptor. End: how many tasks have contexts for asynchronous I/O.
@@ -114,7 +116,7 @@ impl Record {
             word.copy_from_slice(&bytes[at..at + 4]);
             u32::from_ne_bytes(word)
         };
-        let kind = match short(56) {
+        let kind = match short(64) {
             0 => Kind::End,
             1 => Kind::Call,
             2 => Kind::CoreDump,
@@ -125,7 +127,7 @@ impl Record {
             7 => Kind::FileInFlight,
             _ => return None,
         };
-        let name = &bytes[88..104];
+        let name = &bytes[96..112];
         let length = name.iter().position(|byte| *byte == 0).unwrap_or(name.len());
         Some(Self {
             task: (long(0), long(8)),
@@ -134,13 +136,14 @@ impl Record {
             user_time: long(32),
             work: long(40),
             chain: long(48),
+            writes: long(56),
             kind,
-            pid: short(60),
-            call: short(68),
-            compat: short(72),
-            on_cpu: short(76) != 0,
-            rings: short(80),
-            kernel_writers: short(84),
+            pid: short(68),
+            call: short(76),
+            compat: short(80),
+            on_cpu: short(84) != 0,
+            rings: short(88),
+            kernel_writers: short(92),
             command: String::from_utf8_lossy(&name[..length]).into_owned(),
         })
     }
@@ -166,14 +169,16 @@ mod tests {
     fn the_layouts_are_those_of_the_programs() {
         assert_eq!(size_of::<Control>(), 8 + 16 + 2 * CALLS + 32);
         let source = include_str!("../../bpf/scan.bpf.c");
-        // 7 words of 8 bytes, 8 of 4, 16 bytes of name: the structure has no padding.
+        // 8 words of 8 bytes, 8 of 4, 16 bytes of name: the structure has no padding.
         assert!(
-            source.contains("u64 task, start;\n\tu64 registers, result, user_time;\n\tu64 work, chain;\n")
+            source.contains(
+                "u64 task, start;\n\tu64 registers, result, user_time;\n\tu64 work, chain, writes;\n"
+            )
         );
         assert!(source.contains(
             "u32 kind, pid, tgid, call;\n\tu32 compat, on_cpu, rings, kernel_writers;\n\tchar comm[16];\n"
         ));
-        assert_eq!(RECORD, 7 * 8 + 8 * 4 + 16);
+        assert_eq!(RECORD, 8 * 8 + 8 * 4 + 16);
         assert!(source.contains(&format!("#define CALLS {CALLS}\n")));
         for (bit, name) in SwitchedOff::NAMES.iter().enumerate() {
             let constant = match *name {

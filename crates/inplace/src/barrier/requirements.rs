@@ -65,9 +65,103 @@ pub(super) fn has_loop_devices() -> bool {
         .any(|device| fs::exists(device.path().join("loop")).unwrap_or(false))
 }
 
+/// Filesystems that do not write to another one as a program does (`kernel_write`, which counts as a write of the task) while a call that
+/// writes to them is in progress. eCryptfs does.
+const COUNTED_ONCE: &[&str] = &[
+    "9p",
+    "afs",
+    "autofs",
+    "bcachefs",
+    "bdev",
+    "binder",
+    "binfmt_misc",
+    "bpf",
+    "btrfs",
+    "ceph",
+    "cgroup",
+    "cgroup2",
+    "cifs",
+    "configfs",
+    "cpuset",
+    "cramfs",
+    "dax",
+    "debugfs",
+    "devpts",
+    "devtmpfs",
+    "drm",
+    "efivarfs",
+    "erofs",
+    "exfat",
+    "ext2",
+    "ext3",
+    "ext4",
+    "f2fs",
+    "fuse",
+    "fuseblk",
+    "fusectl",
+    "gfs2",
+    "hfs",
+    "hfsplus",
+    "hugetlbfs",
+    "iso9660",
+    "jfs",
+    "minix",
+    "mqueue",
+    "msdos",
+    "nfs",
+    "nfs4",
+    "nfsd",
+    "nilfs2",
+    "nsfs",
+    "ntfs",
+    "ntfs3",
+    "ocfs2",
+    "overlay",
+    "pidfs",
+    "pipefs",
+    "proc",
+    "pstore",
+    "ramfs",
+    "reiserfs",
+    "resctrl",
+    "romfs",
+    "rpc_pipefs",
+    "secretmem",
+    "securityfs",
+    "selinuxfs",
+    "smb3",
+    "sockfs",
+    "squashfs",
+    "sysfs",
+    "tmpfs",
+    "tracefs",
+    "udf",
+    "vfat",
+    "virtiofs",
+    "xfs",
+    "zonefs",
+];
+
+/// Whether the kernel counts each call that writes once, when it is over.
+pub(super) fn counts_of_writes_can_be_trusted() -> bool {
+    fs::read_to_string("/proc/filesystems").is_ok_and(|list| all_are_counted_once(&list))
+}
+
+fn all_are_counted_once(list: &str) -> bool {
+    let mut names = list.lines().filter_map(|line| line.rsplit('\t').next());
+    names.all(|name| COUNTED_ONCE.contains(&name))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn counts_are_not_trusted_beside_an_unknown_filesystem() {
+        assert!(all_are_counted_once("nodev\tsysfs\n\text4\nnodev\toverlay\n"));
+        assert!(!all_are_counted_once("nodev\tsysfs\n\text4\nnodev\tecryptfs\n"));
+        assert!(!all_are_counted_once("\tsomething_new\n"));
+    }
 
     #[test]
     fn what_is_missing_is_named() {
