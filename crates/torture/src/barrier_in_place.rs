@@ -1,6 +1,6 @@
 //! The write barrier in place, under load: what was seen half-done before a barrier is whole after it.
 //!
-//! Several tasks write a mebibyte again and again, each time with a new number at both ends. Who sees a number at the beginning, and calls the
+//! Several tasks write some mebibytes again and again, each time with a new number at both ends. Who sees a number at the beginning, and calls the
 //! barrier, must find it, or a newer one, at the end. Others truncate, make, rename and remove names: who sees the change must find its
 //! event in the queue. A write that stalls must not be passed over.
 //!
@@ -25,8 +25,10 @@ use crate::mapping::Mapping;
 use crate::scratch::{Filesystem, Scratch};
 use crate::stall::{LENGTH, StalledWrite};
 
-/// Bytes of a write.
-const BIG: usize = 1 << 20;
+/// Bytes of a write. It must take longer than a barrier that passes over it.
+const BIG: usize = 8 << 20;
+/// Bytes of a write to the file that is truncated; it takes several.
+const PART: usize = 1 << 20;
 /// Rounds between two writes that stall.
 const STALLED_EVERY: u64 = 8;
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -338,9 +340,9 @@ fn burner<'scope>(scope: &'scope Scope<'scope, '_>, path: &Path, shared: &'scope
 fn truncater<'scope>(scope: &'scope Scope<'scope, '_>, path: &Path, shared: &'scope Shared) -> Result<()> {
     let file = File::create(path)?;
     std::thread::Builder::new().name("truncater".to_owned()).spawn_scoped(scope, move || {
-        let data = vec![1; BIG];
+        let data = vec![1; PART];
         while shared.goes_on() {
-            let written = (0..8).all(|at| file.write_all_at(&data, at * BIG as u64).is_ok());
+            let written = (0..8).all(|at| file.write_all_at(&data, at * PART as u64).is_ok());
             // ORDERING: SeqCst, as everything between the tasks and the observer here: clear beats fast.
             shared.truncations.fetch_add(1, Ordering::SeqCst);
             let truncated = file.set_len(0).is_ok();
