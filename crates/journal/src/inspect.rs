@@ -9,7 +9,7 @@ use crate::error::{Damage, DamageReason, OpenError};
 use crate::frame::{BATCH_HEADER_BYTES, BatchHeader, Chain, HeaderState, Seed};
 use crate::ids::{JournalId, Period, Record, Usn};
 use crate::journal::io_error;
-use crate::recovery::{TornTail, look_ahead};
+use crate::recovery::{TornTail, check_neighbours, check_spare, check_stray, look_ahead};
 use crate::segment::{
     FIRST_BATCH, MANIFEST_NAME, Manifest, SEGMENT_HEADER_BYTES, SegmentHeader, SegmentState, segment_name,
     segment_sequence,
@@ -110,9 +110,16 @@ pub fn inspect<S: Storage>(
     let newest =
         manifest.as_ref().map_or_else(|| sequences.last().copied().unwrap_or(0), |manifest| manifest.newest);
     inspection.id = manifest.as_ref().map(|manifest| manifest.id);
+    if let Some(manifest) = &manifest {
+        for stray in sequences.iter().filter(|sequence| **sequence > newest) {
+            inspection.keep(check_stray(storage, manifest, *stray))?;
+        }
+    }
 
     let mut headers = Vec::new();
-    for sequence in sequences.first().copied().unwrap_or(newest)..=newest {
+    // One behind the newest is no segment of the journal, and it may be the only one.
+    let oldest = sequences.first().copied().unwrap_or(newest).min(newest);
+    for sequence in oldest..=newest {
         let header = match sequences.binary_search(&sequence) {
             Ok(_) => inspection.header(storage, manifest.as_ref(), sequence)?,
             Err(_) => {
@@ -147,12 +154,17 @@ pub fn inspect<S: Storage>(
             report.role = if is_last { SegmentRole::Last } else { SegmentRole::Sealed };
             report.first_usn = header.first_usn;
             report.end = next.map_or(bytes, |next| next.previous_end);
+            if let Some(next) = next {
+                inspection.keep(check_neighbours(header, next))?;
+            }
             if verify || is_last {
                 inspection.walk(header, next, file, &mut report, &mut record)?;
             }
         } else if *sequence != newest || index == 0 {
             report.role = SegmentRole::Unreadable;
             inspection.add_damage(*sequence, 0, DamageReason::Checksum { part: "segment header" });
+        } else if let Some(id) = inspection.id {
+            inspection.keep(check_spare(file.as_ref(), id, *sequence, bytes))?;
         }
         inspection.segments.push(report);
     }

@@ -138,7 +138,7 @@ impl<F: StorageFile> Files<F> {
 
 /// A file behind the newest segment is the work of an allocation that a crash interrupted. It has no header, since that
 /// is only written once the manifest names the segment; if it has one, the manifest is an old copy.
-fn check_stray<S: Storage>(storage: &S, manifest: &Manifest, stray: u64) -> Result<(), OpenError> {
+pub(crate) fn check_stray<S: Storage>(storage: &S, manifest: &Manifest, stray: u64) -> Result<(), OpenError> {
     let is_unborn = || -> Result<bool, OpenError> {
         let name = segment_name(stray);
         let file = storage.open(&name).map_err(io_error("open", &name))?;
@@ -175,7 +175,7 @@ fn read_header<S: Storage>(
 }
 
 /// What the header of a segment says about the one before it must be possible.
-fn check_neighbours(previous: &SegmentHeader, header: &SegmentHeader) -> Result<(), OpenError> {
+pub(crate) fn check_neighbours(previous: &SegmentHeader, header: &SegmentHeader) -> Result<(), OpenError> {
     let meaning = |field, value| {
         Err(damaged(header.sequence, 0, DamageReason::Meaning { part: "segment header", field, value }))
     };
@@ -234,6 +234,21 @@ pub(crate) fn find_tail<F: StorageFile>(born: &Born<F>) -> Result<Tail<F>, OpenE
     Ok(Tail { segment, last_period, is_closed: walk.closed && torn.is_none(), torn })
 }
 
+/// A segment's header is durable before any batch is written, so anything behind the place of one that is missing means that it was lost.
+pub(crate) fn check_spare<F: StorageFile>(
+    file: &F,
+    id: JournalId,
+    sequence: u64,
+    bytes: u64,
+) -> Result<(), OpenError> {
+    let ahead = look_ahead(file, FIRST_BATCH, bytes, Seed::new(id, sequence))
+        .map_err(io_error("read", &segment_name(sequence)))?;
+    if ahead.end.is_some() {
+        return Err(damaged(sequence, 0, DamageReason::Checksum { part: "segment header" }));
+    }
+    Ok(())
+}
+
 /// What lies behind the end of the records.
 #[derive(Debug, Default)]
 pub(crate) struct Ahead {
@@ -284,14 +299,7 @@ pub(crate) fn recover<S: Storage>(storage: &S) -> Result<(State<S::File>, Recove
     last.file.sync_data().map_err(io_error("sync", &segment_name(last.header.sequence)))?;
     let tail = find_tail(last)?;
     if let Some(spare) = &files.spare {
-        // Its header is durable before any batch is written, so a batch means that the header was lost.
-        let seed = Seed::new(files.manifest.id, spare.sequence);
-        let ahead = look_ahead(spare.file.as_ref(), FIRST_BATCH, spare.bytes, seed)
-            .map_err(io_error("read", &segment_name(spare.sequence)))?;
-        if ahead.batch.is_some() {
-            let reason = DamageReason::Checksum { part: "segment header" };
-            return Err(damaged(spare.sequence, 0, reason));
-        }
+        check_spare(spare.file.as_ref(), files.manifest.id, spare.sequence, spare.bytes)?;
     }
     if let Some(stray) = &files.stray {
         storage.remove(stray).map_err(io_error("remove", stray))?;

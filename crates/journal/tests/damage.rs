@@ -113,6 +113,30 @@ fn a_file_cut_at_any_length_is_noticed() {
     }
 }
 
+/// Records behind a header that was lost, and their own headers too, are no segment that nothing was written to.
+#[test]
+fn anything_in_a_segment_without_a_header_is_noticed() {
+    let memory = Memory::new();
+    let mut journal = Journal::create(memory.clone(), ID, small()).expect("created");
+    for number in 1..=25 {
+        let usn = append(&journal, number, &[0x5a; 2000]);
+        journal.sync(usn).expect("synced");
+    }
+    journal.close().expect("closed");
+    let spare = memory.names().into_iter().rfind(|name| name.ends_with(".hwj")).expect("a segment");
+    let mut bytes = memory.bytes(&spare);
+    assert!(bytes.iter().all(|byte| *byte == 0), "{spare} is allocated ahead");
+    for at in [4096, 20_000, bytes.len() - 1] {
+        bytes[at] = 1;
+        let damaged = memory.copy();
+        damaged.put_file(&spare, bytes.clone());
+        bytes[at] = 0;
+        assert_eq!(answer(&damaged), None, "byte {at}");
+        let inspection = highwater_journal::inspect(&damaged, true, drop).expect("inspected");
+        assert_eq!(inspection.damage.len(), 1, "{:?}", inspection.damage);
+    }
+}
+
 #[test]
 fn a_missing_file_is_noticed() {
     let memory = Memory::new();

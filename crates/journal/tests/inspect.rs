@@ -82,6 +82,28 @@ fn missing_files_and_headers_are_named() {
     assert!(matches!(inspect(&Memory::new(), true, drop), Err(OpenError::Missing)));
 }
 
+/// An open refuses it, so that a verification must not call it whole.
+#[test]
+fn a_segment_that_the_manifest_does_not_know_is_named_unless_it_is_empty() {
+    let memory = journal_of_three_segments();
+    let behind = |memory: &Memory| {
+        let segments = memory.names().len() - 1;
+        format!("journal-{:020}.hwj", segments + 1)
+    };
+    let empty = memory.copy();
+    empty.put_file(&behind(&memory), vec![0; 64 << 10]);
+    assert_eq!(look(&empty, true).0.damage, []);
+    drop(Journal::open(empty, small()).expect("what an interrupted allocation left"));
+
+    memory.put_file(&behind(&memory), memory.bytes(&memory.names()[0]));
+    let (inspection, _) = look(&memory, true);
+    assert_eq!(inspection.damage.len(), 1, "{:?}", inspection.damage);
+    assert_eq!(inspection.damage[0].file, "journal.manifest");
+    assert!(
+        matches!(Journal::open(memory, small()), Err(OpenError::Damaged(damage)) if damage == inspection.damage[0])
+    );
+}
+
 #[test]
 fn a_torn_tail_is_not_damage() {
     let memory = Memory::new();
