@@ -95,6 +95,17 @@ impl<R: Read> FrameReader<R> {
     }
 }
 
+/// Reads the bytes of a frame as one message.
+///
+/// serde takes an array for a struct too, its fields in their order. On the wire that is no message.
+pub fn read_message<'a, T: serde::Deserialize<'a>>(bytes: &'a [u8]) -> serde_json::Result<T> {
+    if bytes.trim_ascii_start().first() == Some(&b'{') {
+        serde_json::from_slice(bytes)
+    } else {
+        Err(serde::de::Error::custom("it is not an object"))
+    }
+}
+
 /// Writes one message as a frame, with one call so that a small frame is not cut in two.
 ///
 /// serde_json escapes control characters, so that no NUL can be inside.

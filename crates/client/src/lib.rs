@@ -43,7 +43,7 @@ mod runtime;
 mod volume;
 
 pub use change::{Change, Kind, ObjectType};
-pub use frame::{FrameError, FrameReader, REPLY_BYTES_MAX, REQUEST_BYTES_MAX, write_frame};
+pub use frame::{FrameError, FrameReader, REPLY_BYTES_MAX, REQUEST_BYTES_MAX, read_message, write_frame};
 pub use message::*;
 pub use mounts::{StackedMount, stacked_mounts};
 pub use refusal::{Holder, Refusal};

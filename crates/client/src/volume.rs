@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::Change;
-use crate::frame::{FrameError, FrameReader, REPLY_BYTES_MAX, write_frame};
+use crate::frame::{FrameError, FrameReader, REPLY_BYTES_MAX, read_message, write_frame};
 use crate::message::{
     AckCall, BarrierCall, BarrierReply, Call, ChangesCall, ChangesReply, Consumer, ConsumerCall,
     ConsumersReply, Empty, INTERFACE, Status,
@@ -163,6 +163,9 @@ pub enum CallError {
     /// Sending or receiving failed.
     #[error("cannot talk to the tracker")]
     Frame(#[from] FrameError),
+    /// The replies are parts of more than one answer: together they are none.
+    #[error("the tracker has mixed up two answers")]
+    Mixed,
     /// What came is not an answer to the call.
     #[error("cannot make sense of the tracker's answer")]
     Answer(#[from] serde_json::Error),
@@ -333,13 +336,13 @@ impl Volume {
 
     fn receive<R: DeserializeOwned>(&mut self) -> Result<(R, bool), CallError> {
         let frame = self.reader.next_frame()?.ok_or(CallError::Closed)?;
-        let reply: RawReply<'_> = serde_json::from_slice(frame)?;
+        let reply: RawReply<'_> = read_message(frame)?;
         let parameters = reply.parameters.map(RawValue::get);
         if let Some(error) = reply.error {
             let parameters = parameters.map(serde_json::from_str).transpose()?;
             return Err(Refusal::from_reply(error, parameters).into());
         }
-        Ok((serde_json::from_str(parameters.unwrap_or("{}"))?, reply.continues))
+        Ok((read_message(parameters.unwrap_or("{}").as_bytes())?, reply.continues))
     }
 
     fn receive_changes(&mut self) -> Result<Changes, CallError> {
@@ -351,6 +354,9 @@ impl Volume {
                 return Err(CallError::Closed);
             }
             let (next, next_continues) = self.receive::<ChangesReply>()?;
+            if (&next.cursor, &next.since, next.fresh) != (&first.cursor, &first.since, first.fresh) {
+                return Err(CallError::Mixed);
+            }
             changes.extend(next.changes);
             (complete, continues) = (next.complete, next_continues);
         }
@@ -432,6 +438,26 @@ mod tests {
             "\0"
         ));
         assert!(matches!(volume.changes(&Since::Nothing, None), Err(CallError::Closed)));
+    }
+
+    /// G5: the cursor of one answer does not stand for the lines of another.
+    #[test]
+    fn replies_of_two_answers_are_not_put_together() {
+        let (_socket, mut volume) = scripted(concat!(
+            r#"{"parameters":{"cursor":"d","since":"s","fresh":false,"changes":[],"complete":false},"continues":true}"#,
+            "\0",
+            r#"{"parameters":{"cursor":"c","since":"s","fresh":false,"changes":[],"complete":true}}"#,
+            "\0"
+        ));
+        assert!(matches!(volume.changes(&Since::Nothing, None), Err(CallError::Mixed)));
+    }
+
+    #[test]
+    fn an_array_is_no_reply() {
+        for answer in ["[null,{\"cursor\":\"c\"},false]\0", "{\"parameters\":[\"c\"]}\0"] {
+            let (_socket, mut volume) = scripted(answer);
+            assert!(matches!(volume.barrier(None), Err(CallError::Answer(_))), "{answer}");
+        }
     }
 
     #[test]

@@ -172,9 +172,15 @@ fn a_oneway_call_has_no_reply() {
 #[test]
 fn garbage_is_answered_with_an_error_and_ends_the_connection() {
     let tracked = Tracked::new();
-    for garbage in
-        [&b"\0"[..], b"GET / HTTP/1.1\r\n\r\n\0", b"{}\0", b"[1]\0", b"{\"method\":7}\0", b"\xff\xfe\0"]
-    {
+    for garbage in [
+        &b"\0"[..],
+        b"GET / HTTP/1.1\r\n\r\n\0",
+        b"{}\0",
+        b"[1]\0",
+        b"[\"io.highwater.Volume.Status\"]\0",
+        b"{\"method\":7}\0",
+        b"\xff\xfe\0",
+    ] {
         let mut raw = Raw::connect(&tracked);
         raw.0.write_all(garbage).unwrap();
         assert_eq!(raw.receive()["error"], "io.highwater.Volume.MalformedRequest", "{garbage:?}");

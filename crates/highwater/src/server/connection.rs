@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use highwater_client::{
     BarrierReply, Call, Change, ChangesReply, ConsumersReply, DescriptionReply, Empty, FrameError,
     FrameReader, INTERFACE, INTERFACE_DESCRIPTION, InfoReply, REQUEST_BYTES_MAX, Refusal, Reply,
-    SERVICE_INTERFACE, SERVICE_INTERFACE_DESCRIPTION, Since, write_frame,
+    SERVICE_INTERFACE, SERVICE_INTERFACE_DESCRIPTION, Since, read_message, write_frame,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::Serialize;
@@ -105,7 +105,7 @@ fn serve_all(stream: UnixStream, volume: &dyn Volume, limits: &Limits) -> io::Re
             }
             Err(error) => return Err(io::Error::other(error)),
         };
-        let mut call: Call<Value> = match serde_json::from_slice(frame) {
+        let mut call: Call<Value> = match read_message(frame) {
             Ok(call) => call,
             Err(error) => {
                 let message = error.to_string();
