@@ -3,7 +3,7 @@
 
 CARGO ?= cargo
 
-.PHONY: demo test install torture external bench bpf clean
+.PHONY: demo test install torture fuzz external bench bpf clean
 
 demo: ## Build, and tell the whole story on real files in a temporary directory (under a minute)
 	./scripts/need.sh gcc libc6-dev fuse3
@@ -18,6 +18,9 @@ install: ## Install the binary into cargo's bin directory
 
 torture: ## The oracle for an hour, a new seed each time: make torture SECONDS=600 FS=xfs
 	./scripts/torture.sh $(or $(FS),ext4) $(or $(SECONDS),3600)
+
+fuzz: ## libFuzzer on one target or on all, for so long each: make fuzz TARGET=journal SECONDS=3600
+	./scripts/fuzz.sh $(or $(TARGET),all) $(or $(SECONDS),60) $(SEED)
 
 external: ## The external suites in full
 	./tests/external/run.sh /var/tmp

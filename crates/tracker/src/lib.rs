@@ -40,7 +40,9 @@ mod mutation;
 #[cfg(feature = "mutants")]
 pub mod mutation;
 mod plan;
-#[cfg(test)]
+#[cfg(feature = "fuzz")]
+pub mod plan_model;
+#[cfg(all(test, not(feature = "fuzz")))]
 mod plan_model;
 mod query;
 mod record;

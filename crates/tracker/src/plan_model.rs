@@ -1,9 +1,10 @@
 //! Attacks the plan: random operations on a small tree, a consumer that reads it while they go on, and a replica that is kept
 //! only from the lines. Whenever everything has been handed out, the replica must equal the tree.
+//!
+//! The operations come from proptest, or, with the feature `fuzz`, from the bytes of a fuzzer that is guided by coverage.
+#![allow(clippy::unwrap_used, reason = "a model: what cannot be is a failed test")]
 
 use std::collections::{BTreeMap, HashSet};
-
-use proptest::prelude::*;
 
 use crate::change::{Change, ObjectType, Place};
 use crate::handle::FileHandle;
@@ -475,16 +476,6 @@ struct Operation {
     to: u8,
 }
 
-fn operation() -> impl Strategy<Value = Operation> {
-    any::<(u8, u8, u8, u8, u8)>().prop_map(|(kind, directory, name, other, to)| Operation {
-        kind,
-        directory,
-        name,
-        other,
-        to,
-    })
-}
-
 /// One round of a consumer.
 #[derive(Clone, Debug)]
 struct Round {
@@ -496,14 +487,7 @@ struct Round {
     dies_after: Option<usize>,
 }
 
-fn rounds() -> impl Strategy<Value = Vec<Round>> {
-    let some = |most| prop::collection::vec(operation(), 0..most);
-    let round = (some(12), some(12), prop::option::weighted(0.2, 0..10_usize));
-    let round = round.prop_map(|(before, during, dies_after)| Round { before, during, dies_after });
-    prop::collection::vec(round, 1..8)
-}
-
-fn run(rounds: Vec<Round>) -> Result<(), TestCaseError> {
+fn run(rounds: Vec<Round>) -> Result<(), String> {
     let mut tree = Tree::new();
     let mut replica = tree.copy(ROOT);
     let mut seen = Seen { checkpoint: 0, reading_since: 0 };
@@ -534,42 +518,117 @@ fn run(rounds: Vec<Round>) -> Result<(), TestCaseError> {
     lines.iter().for_each(|line| replica.apply(line, &tree));
     history.push(lines);
     let told: Vec<Vec<String>> = history.iter().map(|lines| lines.iter().map(brief).collect()).collect();
-    prop_assert_eq!(&replica, &tree.copy(ROOT), "\ntold: {:#?}\nrecords: {:#?}", told, brief_records(&tree));
+    let now = tree.copy(ROOT);
+    if replica != now {
+        let records = brief_records(&tree);
+        return Err(format!("{replica:?}\nis not {now:?}\ntold: {told:#?}\nrecords: {records:#?}"));
+    }
     let (lines, _) = answer(&mut tree, next);
-    prop_assert!(lines.is_empty(), "nothing has happened, yet: {:?}", lines);
+    if lines.is_empty() { Ok(()) } else { Err(format!("nothing has happened, yet: {lines:?}")) }
+}
+
+/// Every name that existed at any time in the window is reported, as present or as deleted.
+fn name_every_name(before: Vec<Operation>, during: Vec<Operation>) -> Result<(), String> {
+    let mut tree = Tree::new();
+    before.into_iter().for_each(|op| tree.operate(op));
+    let (_, seen) = answer(&mut tree, Seen { checkpoint: 0, reading_since: 0 });
+    let seen = Seen { reading_since: seen.checkpoint, ..seen };
+    let first = tree.records.len();
+    let entries_before = tree.entries(ROOT).clone();
+    during.into_iter().for_each(|op| tree.operate(op));
+    let (lines, _) = answer(&mut tree, seen);
+    for (_, _, body) in &tree.records[first..] {
+        if let Body::Changed { change: Change::Created { object_type: ObjectType::File, place, .. }, .. } = body
+            && place.parent == handle(ROOT)
+            // What is there again at the end as it was at the beginning needs no line.
+            && (tree.entries(ROOT).get(&number_of(&place.name)) != entries_before.get(&number_of(&place.name))
+                || !entries_before.contains_key(&number_of(&place.name)))
+        {
+            let is_told =
+                |line: &Line| *line.path == *place.name || line.from.as_deref() == Some(&place.name);
+            if !lines.iter().any(is_told) {
+                return Err(format!("{place:?} is not in {lines:?}"));
+            }
+        }
+    }
     Ok(())
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig { max_shrink_iters: 20_000, ..crate::fuzz::cases(20_000) })]
+/// Runs what a fuzzer's bytes say, five for an operation: rounds of a consumer, or one window in which every name has to be told.
+///
+/// # Errors
+/// What went wrong, with the lines and the records.
+#[cfg(feature = "fuzz")]
+pub fn check(bytes: &[u8]) -> Result<(), String> {
+    /// Answers get slow with more, and say nothing new.
+    const ROUNDS_MAX: usize = 8;
+    const OPERATIONS_MAX: usize = 20;
 
-    /// G1: a consumer that reads while writers go on misses nothing.
-    #[test]
-    fn a_replica_kept_from_the_lines_equals_the_tree(rounds in rounds()) {
-        run(rounds)?;
+    fn operations<'a>(bytes: &mut impl Iterator<Item = &'a u8>, count: usize) -> Vec<Operation> {
+        let mut next = || bytes.next().copied();
+        let mut operation = || {
+            let (kind, directory, name) = (next()?, next()?, next()?);
+            Some(Operation { kind, directory, name, other: next()?, to: next()? })
+        };
+        std::iter::from_fn(&mut operation).take(count.min(OPERATIONS_MAX)).collect()
+    }
+    let mut bytes = bytes.iter();
+    if bytes.next().is_some_and(|byte| byte.is_multiple_of(8)) {
+        let before = operations(&mut bytes, OPERATIONS_MAX);
+        return name_every_name(before, operations(&mut bytes, OPERATIONS_MAX));
+    }
+    let mut rounds = Vec::new();
+    while let (Some(before), Some(during)) = (bytes.next(), bytes.next())
+        && rounds.len() < ROUNDS_MAX
+    {
+        let dies_after = (during / 16).checked_sub(11).map(usize::from);
+        rounds.push(Round {
+            before: operations(&mut bytes, usize::from(before % 12)),
+            during: operations(&mut bytes, usize::from(during % 16)),
+            dies_after,
+        });
+    }
+    run(rounds)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn operation() -> impl Strategy<Value = Operation> {
+        any::<(u8, u8, u8, u8, u8)>().prop_map(|(kind, directory, name, other, to)| Operation {
+            kind,
+            directory,
+            name,
+            other,
+            to,
+        })
     }
 
-    /// Every name that existed at any time in the window is reported, as present or as deleted.
-    #[test]
-    fn every_name_is_reported(before in prop::collection::vec(operation(), 0..20), during in prop::collection::vec(operation(), 0..20)) {
-        let mut tree = Tree::new();
-        before.into_iter().for_each(|op| tree.operate(op));
-        let (_, seen) = answer(&mut tree, Seen { checkpoint: 0, reading_since: 0 });
-        let seen = Seen { reading_since: seen.checkpoint, ..seen };
-        let first = tree.records.len();
-        let entries_before = tree.entries(ROOT).clone();
-        during.into_iter().for_each(|op| tree.operate(op));
-        let (lines, _) = answer(&mut tree, seen);
-        for (_, _, body) in &tree.records[first..] {
-            if let Body::Changed { change: Change::Created { object_type: ObjectType::File, place, .. }, .. } = body
-                && place.parent == handle(ROOT)
-                // What is there again at the end as it was at the beginning needs no line.
-                && (tree.entries(ROOT).get(&number_of(&place.name)) != entries_before.get(&number_of(&place.name))
-                    || !entries_before.contains_key(&number_of(&place.name)))
-            {
-                prop_assert!(lines.iter().any(|line| *line.path == *place.name || line.from.as_deref() == Some(&place.name)),
-                    "{:?} is not in {:?}", place, lines);
-            }
+    fn rounds() -> impl Strategy<Value = Vec<Round>> {
+        let some = |most| prop::collection::vec(operation(), 0..most);
+        let round = (some(12), some(12), prop::option::weighted(0.2, 0..10_usize));
+        let round = round.prop_map(|(before, during, dies_after)| Round { before, during, dies_after });
+        prop::collection::vec(round, 1..8)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { max_shrink_iters: 20_000, ..crate::fuzz::cases(20_000) })]
+
+        /// G1: a consumer that reads while writers go on misses nothing.
+        #[test]
+        fn a_replica_kept_from_the_lines_equals_the_tree(rounds in rounds()) {
+            run(rounds).map_err(TestCaseError::fail)?;
+        }
+
+        #[test]
+        fn every_name_is_reported(
+            before in prop::collection::vec(operation(), 0..20),
+            during in prop::collection::vec(operation(), 0..20),
+        ) {
+            name_every_name(before, during).map_err(TestCaseError::fail)?;
         }
     }
 }
