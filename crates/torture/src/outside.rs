@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -84,9 +85,14 @@ fn step(tree: &Path, outside: &Path, rng: &mut Rng, count: u64, what: &mut Strin
     }
 }
 
-/// Writes to something at or below a path, or makes something new there.
+/// Writes to something at or below a path, or makes something new there. Not to a file that may have a name in the tree as well: what is
+/// written by a name outside is not promised (docs/guarantees.md).
 fn change_below(path: &Path, rng: &mut Rng, count: u64) -> io::Result<()> {
-    let kind = path.symlink_metadata()?.file_type();
+    let metadata = path.symlink_metadata()?;
+    let kind = metadata.file_type();
+    if kind.is_file() && metadata.nlink() > 1 {
+        return Ok(());
+    }
     if kind.is_file() {
         return without_waiting().append(true).open(path)?.write_all(format!("<outside.{count}>").as_bytes());
     }
@@ -96,10 +102,16 @@ fn change_below(path: &Path, rng: &mut Rng, count: u64) -> io::Result<()> {
     let directory = directory_below(path, rng)?;
     match pick(&entries(&directory)?, rng) {
         Some(file) if file.symlink_metadata()?.is_file() => {
+            if file.symlink_metadata()?.nlink() > 1 {
+                return Ok(());
+            }
             without_waiting().append(true).open(file)?.write_all(format!("<outside.{count}>").as_bytes())
         }
         _ => {
             let file = directory.join(format!("outside-{}", rng.u32(0..6)));
+            if file.symlink_metadata().is_ok_and(|metadata| metadata.nlink() > 1) {
+                return Ok(());
+            }
             let mut file = without_waiting().write(true).create(true).truncate(true).open(file)?;
             file.write_all(format!("<outside.{count}>").as_bytes())
         }
