@@ -6,7 +6,7 @@ mod support;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{IoSlice, Write};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -429,6 +429,81 @@ fn direct_writes_in_flight_are_carried_over() {
         drop(flight);
         assert!(barrier.synchronize(Some(Duration::from_secs(60))).unwrap().carried_over.is_empty());
     }
+}
+
+/// Such a write is not found by its file; who watches hears of it when it has ended.
+#[test]
+fn a_direct_write_whose_descriptor_is_closed_is_told_of_when_it_has_ended() {
+    for interface in [Interface::Libaio, Interface::DeferredTaskWork] {
+        let below = Mounted::new("ext4");
+        let mounted = Mounted::with_image_in("ext4", below.path());
+        let barrier = FilesystemBarrier::new(File::open(mounted.path()).unwrap()).unwrap();
+        let file = prepare_direct(&mounted.path().join("direct"));
+        rustix::fs::syncfs(&file).unwrap();
+        let events = close_write_events(mounted.path());
+        let frozen = below.freeze();
+        let mut flight = DirectWrite::start(file, interface);
+        flight.close();
+        passes(&barrier);
+        let mut buffer = [0; 4096];
+        assert_eq!(rustix::io::read(&events, &mut buffer), Err(rustix::io::Errno::AGAIN), "{interface:?}");
+        drop(frozen);
+        drop(flight);
+        let mut wait = [rustix::event::PollFd::new(&events, rustix::event::PollFlags::IN)];
+        let limit = rustix::event::Timespec { tv_sec: 60, tv_nsec: 0 };
+        assert_eq!(rustix::event::poll(&mut wait, Some(&limit)).unwrap(), 1, "{interface:?}: no CLOSE_WRITE");
+    }
+}
+
+fn close_write_events(mount: &Path) -> OwnedFd {
+    let flags = libc::FAN_CLASS_NOTIF | libc::FAN_REPORT_FID | libc::FAN_NONBLOCK | libc::FAN_CLOEXEC;
+    // SAFETY: plain numbers.
+    let fd = unsafe { libc::fanotify_init(flags, 0) };
+    assert!(fd >= 0, "{}", std::io::Error::last_os_error());
+    // SAFETY: a new descriptor that nothing else owns.
+    let events = unsafe { OwnedFd::from_raw_fd(fd) };
+    let path = std::ffi::CString::new(mount.as_os_str().as_encoded_bytes()).unwrap();
+    let of = libc::FAN_MARK_ADD | libc::FAN_MARK_FILESYSTEM;
+    // SAFETY: the path ends with a zero and lives through the call.
+    let result = unsafe { libc::fanotify_mark(fd, of, libc::FAN_CLOSE_WRITE, libc::AT_FDCWD, path.as_ptr()) };
+    assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+    events
+}
+
+/// A tracer stops a program where a call begins and where it ends: what it has written is whole at each.
+#[test]
+fn a_traced_writer_holds_nothing_up() {
+    let mounted = Mounted::new("ext4");
+    let barrier = FilesystemBarrier::new(File::open(mounted.path()).unwrap()).unwrap();
+    let file = OpenOptions::new().read(true).write(true).create_new(true).open(mounted.path().join("victim"));
+    let file = file.unwrap();
+    let traced = |request: libc::c_uint, pid: libc::pid_t| {
+        // SAFETY: the requests used here take no pointer.
+        let result = unsafe { libc::ptrace(request, pid, 0, 0) };
+        assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+    };
+    let writer = child(|| {
+        traced(libc::PTRACE_TRACEME, 0);
+        // SAFETY: plain number; the tracer lets it go on.
+        unsafe { libc::raise(libc::SIGSTOP) };
+        for number in 0_u8.. {
+            file.write_all_at(&[number; LENGTH], 0).unwrap();
+        }
+    });
+    let mut data = vec![0; LENGTH];
+    let mut seen = std::collections::HashSet::new();
+    for _ in 0..40 {
+        let mut status = 0;
+        // SAFETY: the status is written into a place of its own.
+        assert_eq!(unsafe { libc::waitpid(writer.pid(), &raw mut status, 0) }, writer.pid());
+        assert!(libc::WIFSTOPPED(status), "{status}");
+        passes(&barrier);
+        let length = file.read_at(&mut data, 0).unwrap();
+        assert!(length == 0 || length == LENGTH && data.iter().all(|byte| *byte == data[0]));
+        seen.insert(data[0]);
+        traced(libc::PTRACE_SYSCALL, writer.pid());
+    }
+    assert!(seen.len() > 10, "it did not write: {seen:?}");
 }
 
 #[test]

@@ -300,7 +300,7 @@ pub(crate) enum Interface {
 /// A direct write in flight on a filesystem whose device stands still. Nobody is in a call for it.
 pub(crate) struct DirectWrite {
     pub(crate) inode: u64,
-    _file: File,
+    file: Option<File>,
     _data: Vec<u8>,
     _ring: Option<io_uring::IoUring>,
     context: u64,
@@ -348,7 +348,12 @@ impl DirectWrite {
                 ring = Some(new);
             }
         }
-        Self { inode, _file: file, _data: data, _ring: ring, context }
+        Self { inode, file: Some(file), _data: data, _ring: ring, context }
+    }
+
+    /// Closes the descriptor; the write goes on.
+    pub(crate) fn close(&mut self) {
+        self.file = None;
     }
 }
 
