@@ -297,10 +297,12 @@ fn write_calls(file: &File, shared: &Shared, how: How) -> Result<()> {
         if !shared.goes_on() {
             break;
         }
+        let begun = Instant::now();
         mark(&mut data, number);
         file.write_all_at(&data, 0)?;
+        // Half of a processor is left to the others, however slow the machine is.
         if matches!(how, How::Fifo) {
-            std::thread::sleep(Duration::from_millis(3));
+            std::thread::sleep(begun.elapsed().max(Duration::from_millis(3)));
         }
     }
     Ok(())
