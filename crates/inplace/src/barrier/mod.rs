@@ -49,8 +49,9 @@ mod seam;
 mod self_test;
 mod share;
 
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -216,20 +217,48 @@ fn start() -> Result<Programs, StartError> {
 
 /// Waits until every call in progress that may modify the filesystem of `file` has ended: see the [module](self).
 ///
-/// The programs are loaded by the first call in a process and kept. For many barriers at the same time on one filesystem, a
-/// [`FilesystemBarrier`] lets callers share runs.
+/// The programs are loaded by the first call in a process and kept. Callers at the same time, for one filesystem, share runs.
 pub fn vfs_write_barrier(file: impl AsFd, deadline: Option<Duration>) -> Result<Passed, BarrierError> {
-    static PROGRAMS: OnceLock<Result<Arc<Mutex<Programs>>, Arc<StartError>>> = OnceLock::new();
     let begun = Instant::now();
-    let programs = PROGRAMS.get_or_init(|| Ok(Arc::new(Mutex::new(start()?))));
-    let programs = programs.as_ref().map_err(|error| BarrierError::Start(error.clone()))?;
-    let barrier = FilesystemBarrier::with(programs.clone(), file.as_fd(), SwitchedOff::default())
-        .map_err(|error| BarrierError::Start(Arc::new(error)))?;
+    let barrier = of_this_process(file.as_fd()).map_err(BarrierError::Start)?;
     barrier.synchronize(deadline.map(|deadline| deadline.saturating_sub(begun.elapsed())))
+}
+
+/// The barrier of a filesystem that the callers in this process have in common, as long as one of them uses it.
+fn of_this_process(file: BorrowedFd<'_>) -> Result<Arc<FilesystemBarrier>, Arc<StartError>> {
+    static PROGRAMS: OnceLock<Result<Arc<Mutex<Programs>>, Arc<StartError>>> = OnceLock::new();
+    static IN_USE: Mutex<BTreeMap<u64, Weak<FilesystemBarrier>>> = Mutex::new(BTreeMap::new());
+    let programs =
+        PROGRAMS.get_or_init(|| Ok(Arc::new(Mutex::new(start()?)))).as_ref().map_err(Arc::clone)?;
+    let barrier = FilesystemBarrier::with(programs.clone(), file, SwitchedOff::default())?;
+    let mut in_use = IN_USE.lock();
+    in_use.retain(|_, known| known.strong_count() > 0);
+    // It keeps a file of the filesystem open, so that the address is that of the same one.
+    if let Some(known) = in_use.get(&barrier.superblock).and_then(Weak::upgrade) {
+        return Ok(known);
+    }
+    let barrier = Arc::new(barrier);
+    in_use.insert(barrier.superblock, Arc::downgrade(&barrier));
+    Ok(barrier)
 }
 
 impl std::fmt::Debug for Programs {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Programs")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn callers_in_one_process_share_the_barrier_of_a_filesystem() {
+        let (one, two) = (std::fs::File::open("/proc/version"), std::fs::File::open("/proc/filesystems"));
+        let other = std::fs::File::open("/dev/null").unwrap();
+        let first = of_this_process(one.unwrap().as_fd()).unwrap();
+        let second = of_this_process(two.unwrap().as_fd()).unwrap();
+        assert!(Arc::ptr_eq(&first, &second));
+        assert!(!Arc::ptr_eq(&first, &of_this_process(other.as_fd()).unwrap()));
     }
 }
