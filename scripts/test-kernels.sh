@@ -88,7 +88,7 @@ steps() { # VERSION
 }
 
 machine() { # VERSION
-    local version=$1 root modules=$work/$1
+    local version=$1 modules=$work/$1
     root=$(mktemp -d "$work/root.XXXXXX")
     mkdir -p "$root"/{bin,dev,proc,sys,tmp,var/tmp,modules,etc}
     echo root:x:0:0:root:/:/bin/sh >"$root/etc/passwd"
@@ -123,6 +123,8 @@ machine() { # VERSION
         -append "console=ttyS0 quiet panic=-1 rdinit=/init" </dev/null >"$work/$version.log" 2>&1 || true
 }
 
+root=
+trap '[ -z "$root" ] || rm -rf "$root"' EXIT
 failed=0
 for prefix in "$@"; do
     version=$(kernel "$prefix")
