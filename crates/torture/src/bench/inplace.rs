@@ -5,15 +5,18 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use rustix::process::{Pid, Signal, kill_process};
 
 use super::BenchArgs;
 use super::changes::{self, Watchman};
 use super::mount::{archive, settle, tool};
 use super::table::{Table, ms, seconds};
+use crate::cleanup::Guard;
 use crate::product::{Product, Tracking};
 use crate::scratch::Scratch;
 
@@ -25,8 +28,8 @@ const CONTENDERS: [&str; 5] = ["untracked", "highwater", "inotifywait -r", "fatr
 enum Watcher {
     Nobody,
     Highwater { product: Product, tracking: Tracking },
-    Program { child: Child },
-    Watchman(Watchman),
+    Program { child: Arc<Mutex<Child>>, pid: u32, _end: Guard },
+    Watchman { watchman: Watchman, _end: Guard },
 }
 
 /// Working in the tree: wall time, and CPU of the work, the watcher and the consumer together.
@@ -140,7 +143,6 @@ for i in range(int(sys.argv[2])):
 fn measure(watcher: &Watcher, work: impl FnOnce() -> Result<()>) -> Result<(f64, f64)> {
     let before = children_cpu() + watcher.cpu()?;
     let over = AtomicBool::new(false);
-    let polls = AtomicU64::new(0);
     let took = std::thread::scope(|scope| {
         let poller = scope.spawn(|| -> Result<()> {
             let mut next = Instant::now() + POLL_EVERY;
@@ -148,8 +150,6 @@ fn measure(watcher: &Watcher, work: impl FnOnce() -> Result<()>) -> Result<(f64,
             while !over.load(Ordering::Relaxed) {
                 if Instant::now() >= next {
                     watcher.poll()?;
-                    // ORDERING: a counter.
-                    polls.fetch_add(1, Ordering::Relaxed);
                     next = (next + POLL_EVERY).max(Instant::now());
                 }
                 std::thread::sleep(Duration::from_millis(20));
@@ -172,7 +172,7 @@ fn measure(watcher: &Watcher, work: impl FnOnce() -> Result<()>) -> Result<(f64,
 impl Watcher {
     fn start(name: &str, arguments: &BenchArgs, scratch: &Scratch, dir: &Path) -> Result<Self> {
         let program = |program: &str, given: &[&str]| -> Result<Self> {
-            let child = Command::new(program)
+            let mut child = Command::new(program)
                 .args(given)
                 .current_dir(dir)
                 .stdin(Stdio::null())
@@ -180,7 +180,12 @@ impl Watcher {
                 .stderr(Stdio::null())
                 .spawn()
                 .with_context(|| format!("cannot run {program}"))?;
-            Ok(Self::Program { child })
+            std::thread::sleep(Duration::from_millis(300));
+            ensure!(child.try_wait()?.is_none(), "{program} has ended at once");
+            let pid = child.id();
+            let child = Arc::new(Mutex::new(child));
+            let end = Arc::clone(&child);
+            Ok(Self::Program { child, pid, _end: Guard::new(move || kill(&end)) })
         };
         let watcher = match name {
             "untracked" => Self::Nobody,
@@ -202,13 +207,19 @@ impl Watcher {
             )?,
             // What it can do on the filesystem of its working directory: everything but opens and reads.
             "fatrace" => program("fatrace", &["--current-mount", "--filter=WCD+<>"])?,
-            _ => Self::Watchman(Watchman::start(dir)?),
+            _ => {
+                let watchman = Watchman::start(dir)?;
+                let pid = watchman.pid()?;
+                // For a signal; otherwise it has been asked to end by then.
+                let end = move || {
+                    let is_it = fs::read(format!("/proc/{pid}/comm")).is_ok_and(|name| name == b"watchman\n");
+                    if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw).filter(|_| is_it) {
+                        let _ = kill_process(pid, Signal::TERM);
+                    }
+                };
+                Self::Watchman { watchman, _end: Guard::new(end) }
+            }
         };
-        std::thread::sleep(Duration::from_millis(300));
-        let mut watcher = watcher;
-        if let Self::Program { child } = &mut watcher {
-            ensure!(child.try_wait()?.is_none(), "{name} has ended at once");
-        }
         watcher.poll()?;
         Ok(watcher)
     }
@@ -221,7 +232,7 @@ impl Watcher {
                 let answer = product.changes(CONSUMER).map_err(|error| anyhow::anyhow!("{error}"))?;
                 product.ack(CONSUMER, &answer.cursor).map_err(|error| anyhow::anyhow!("{error}"))
             }
-            Self::Watchman(watchman) => watchman.poll(),
+            Self::Watchman { watchman, .. } => watchman.poll(),
         }
     }
 
@@ -230,8 +241,8 @@ impl Watcher {
         match self {
             Self::Nobody => Ok(0.0),
             Self::Highwater { tracking, .. } => process_cpu(tracking.pid()),
-            Self::Program { child } => process_cpu(child.id()),
-            Self::Watchman(watchman) => process_cpu(watchman.pid()?),
+            Self::Program { pid, .. } => process_cpu(*pid),
+            Self::Watchman { watchman, .. } => process_cpu(watchman.pid()?),
         }
     }
 
@@ -239,17 +250,23 @@ impl Watcher {
         match self {
             Self::Nobody => Ok(()),
             Self::Highwater { product, tracking } => product.stop(tracking),
-            Self::Program { mut child } => {
-                child.kill()?;
-                child.wait()?;
+            Self::Program { child, .. } => {
+                kill(&child);
                 Ok(())
             }
-            Self::Watchman(watchman) => {
+            Self::Watchman { watchman, .. } => {
                 drop(watchman);
                 Ok(())
             }
         }
     }
+}
+
+fn kill(child: &Mutex<Child>) {
+    let mut child = child.lock().unwrap_or_else(PoisonError::into_inner);
+    // Killed already, the second time.
+    let _ = child.kill();
+    let _ = child.wait();
 }
 
 /// User and system time of a process, of all its threads, and of the children that it has waited for.

@@ -29,7 +29,7 @@ enum Part {
     Changes,
     /// What being watched in place costs, beside inotifywait, fatrace and Watchman.
     Inplace,
-    /// Start and catch-up in place on a large tree.
+    /// Start and catch-up in place on a large tree. Only where it is asked for.
     Large,
 }
 
@@ -94,7 +94,7 @@ pub(crate) fn main(arguments: &BenchArgs) -> Result<()> {
     if wants(Part::Inplace) {
         text += &inplace::work(arguments, &scratch).context("in place")?;
     }
-    if wants(Part::Large) {
+    if arguments.only.contains(&Part::Large) {
         text += &inplace::large(arguments, &scratch).context("large")?;
     }
     scratch.discard_evidence();
