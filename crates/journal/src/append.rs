@@ -10,6 +10,7 @@ use crate::error::AppendError;
 use crate::frame::{PAYLOAD_LIMIT, RESERVED_PAYLOAD_LIMIT};
 use crate::ids::{Period, RecordKind, Usn};
 use crate::journal::Journal;
+use crate::options::SEGMENTS_LIMIT;
 use crate::segment::{MANIFEST_NAME, Manifest, segment_name};
 use crate::state::{Spare, State};
 use crate::storage::{Storage, StorageFile};
@@ -118,11 +119,12 @@ impl<S: Storage> Journal<S> {
         let newest = state.segments.back().expect("a journal has a segment");
         let manifest =
             Manifest { id: state.id, newest: newest.sequence + 1, newest_bytes: self.options.segment_bytes };
-        let used: u64 = state.segments.iter().map(|segment| segment.bytes).sum();
+        let used = state.occupied_bytes();
+        let are_too_many = state.segments.len() as u64 >= SEGMENTS_LIMIT;
         drop(state);
 
         let panics = PoisonOnPanic { journal: self };
-        let allocated = if used + self.options.segment_bytes > self.options.limit_bytes {
+        let allocated = if are_too_many || used + self.options.segment_bytes > self.options.limit_bytes {
             Err(NoSpare::Full(None))
         } else {
             allocate(&self.storage, &manifest)

@@ -5,7 +5,7 @@
 //! there is no thread of its own, a lone waiter pays one write and one sync, and any number of waiters share two.
 //!
 //! Invariant: what is written goes out in the order of its numbers, and a new segment's header only after everything
-//! before it is durable. So unsynced bytes are only ever in the last segment.
+//! before it is durable. So unsynced bytes that anybody reads are only ever in the last segment.
 
 use std::io;
 use std::sync::{Arc, MutexGuard, PoisonError};
@@ -14,7 +14,7 @@ use crate::error::JournalError;
 use crate::ids::Usn;
 use crate::journal::Journal;
 use crate::segment::segment_name;
-use crate::state::{Flight, Run, State};
+use crate::state::{Flight, Run, State, kept_bytes};
 use crate::storage::{Storage, StorageFile};
 
 /// The operation that failed, on which file.
@@ -193,6 +193,11 @@ fn write<F: StorageFile>(
             }
             run.file.write_at(&header.encode(), 0).map_err(failed("write", run.sequence))?;
             run.file.sync_data().map_err(failed("sync", run.sequence))?;
+            if let Some((file, _)) = &before {
+                // Durably ended, perhaps long before its end: a tracker that is killed again and again must not fill the disk. A
+                // filesystem that cannot do this keeps the space.
+                let _ = file.give_back(kept_bytes(header.previous_end));
+            }
         }
         if !run.bytes.is_empty() {
             run.file.write_at(&run.bytes, run.offset).map_err(failed("write", run.sequence))?;

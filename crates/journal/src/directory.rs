@@ -262,6 +262,14 @@ impl StorageFile for DirectoryFile {
         }
     }
 
+    fn give_back(&self, start: u64) -> io::Result<()> {
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        match self.0.metadata()?.size().checked_sub(start) {
+            None | Some(0) => Ok(()),
+            Some(bytes) => Ok(rustix::fs::fallocate(&self.0, flags, start, bytes)?),
+        }
+    }
+
     fn len(&self) -> io::Result<u64> {
         Ok(self.0.metadata()?.size())
     }

@@ -74,7 +74,7 @@ impl<S: Storage> Journal<S> {
     /// Returns the bytes that the journal's segments occupy.
     #[must_use]
     pub fn size_bytes(&self) -> u64 {
-        self.lock().segments.iter().map(|segment| segment.bytes).sum()
+        self.lock().occupied_bytes()
     }
 
     fn drop_while(
@@ -90,14 +90,14 @@ impl<S: Storage> Journal<S> {
                 if let Some(poison) = &state.poison {
                     return Err(poison.clone().into());
                 }
-                let total: u64 = state.segments.iter().map(|segment| segment.bytes).sum();
+                let total = state.occupied_bytes();
                 let (Some(oldest), Some(next)) = (state.segments.front(), state.segments.get(1)) else {
                     break;
                 };
                 if !next.is_born || next.period_before >= keep_from || !is_too_large(total) {
                     break;
                 }
-                (oldest.sequence, oldest.bytes)
+                (oldest.sequence, oldest.kept_bytes())
             };
             let file = segment_name(sequence);
             match self.storage.remove(&file) {

@@ -30,6 +30,11 @@ pub(crate) struct Mark {
     pub(crate) period_before: Period,
 }
 
+/// How much of the file of a segment that ends there is kept: whole pages.
+pub(crate) fn kept_bytes(end: u64) -> u64 {
+    end.next_multiple_of(4096)
+}
+
 /// One segment that has a header.
 #[derive(Debug)]
 pub(crate) struct Segment<F> {
@@ -56,6 +61,11 @@ pub(crate) struct Segment<F> {
 }
 
 impl<F> Segment<F> {
+    /// What is kept of the file when the next segment has begun. The rest is given back.
+    pub(crate) fn kept_bytes(&self) -> u64 {
+        kept_bytes(self.end).min(self.bytes)
+    }
+
     pub(crate) fn new(header: &SegmentHeader, file: Arc<F>, is_born: bool) -> Self {
         Self {
             sequence: header.sequence,
@@ -221,6 +231,12 @@ pub(crate) struct Flight {
 }
 
 impl<F> State<F> {
+    /// What the segments occupy: all of the last one, and of the others what is in front of their end.
+    pub(crate) fn occupied_bytes(&self) -> u64 {
+        let last = self.segments.back().map_or(0, |segment| segment.bytes - segment.kept_bytes());
+        last + self.segments.iter().map(Segment::kept_bytes).sum::<u64>()
+    }
+
     /// Returns the bytes that are buffered and not being written.
     pub(crate) fn buffered_bytes(&self) -> usize {
         let pending: usize = self.pending.iter().map(|run| run.bytes.len()).sum();

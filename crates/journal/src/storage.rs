@@ -96,6 +96,12 @@ pub trait StorageFile: Send + Sync {
     /// medium.
     fn preallocate(&self, len: u64) -> io::Result<()>;
 
+    /// Gives back the space of the bytes from `start` on. The length stays, and nobody reads or writes them any more.
+    ///
+    /// # Errors
+    /// Any error of the medium, also that it cannot do this; the space is then kept.
+    fn give_back(&self, start: u64) -> io::Result<()>;
+
     /// Returns the file's length in bytes.
     ///
     /// # Errors

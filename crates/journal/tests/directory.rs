@@ -3,11 +3,13 @@
 mod common;
 
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::PathBuf;
 
 use common::{ID, all, small};
-use highwater_journal::{Directory, DirectoryError, Journal, Period, RecordKind, Storage, StorageFile};
+use highwater_journal::{
+    Directory, DirectoryError, Journal, Options, Period, RecordKind, Storage, StorageFile, Usn, inspect,
+};
 
 /// A path that does not exist yet, in a directory that is removed at the end.
 fn state() -> (tempfile::TempDir, PathBuf) {
@@ -117,4 +119,31 @@ fn a_storage_does_what_the_journal_relies_on() {
             "{name:?}"
         );
     }
+}
+
+/// Each opening that was not closed before begins a segment. A tracker that is killed again and again must not fill the disk.
+#[test]
+fn openings_after_kills_do_not_add_up() {
+    let (_parent, path) = state();
+    let mut options = Options::default();
+    (options.segment_bytes, options.limit_bytes) = (1 << 20, 4 << 20);
+    options.retain_bytes = options.limit_bytes;
+    let create = Journal::create(Directory::open(&path).expect("made"), ID, options.clone());
+    drop(create.expect("created"));
+    for number in 1..=50 {
+        // Dropped without being closed, as after a kill.
+        let (journal, recovered) =
+            Journal::open(Directory::open(&path).expect("opened"), options.clone()).expect("opened");
+        assert!(!recovered.is_clean, "{number}");
+        let usn = journal.append(RecordKind(1), Period(number), b"one").expect("there is room");
+        journal.sync(usn).expect("synced");
+        assert_eq!(journal.records(Usn(0)).count() as u64, number);
+    }
+    let occupied: u64 = std::fs::read_dir(&path)
+        .expect("listed")
+        .map(|entry| entry.expect("an entry").metadata().expect("metadata").blocks() * 512)
+        .sum();
+    assert!(occupied < 4 << 20, "50 openings occupy {occupied} bytes");
+    let report = inspect(&Directory::open(&path).expect("opened"), true, drop).expect("inspected");
+    assert_eq!(report.damage, []);
 }

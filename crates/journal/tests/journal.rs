@@ -437,6 +437,10 @@ impl highwater_journal::StorageFile for PanickingFile {
         self.0.preallocate(len)
     }
 
+    fn give_back(&self, start: u64) -> io::Result<()> {
+        self.0.give_back(start)
+    }
+
     fn len(&self) -> io::Result<u64> {
         self.0.len()
     }

@@ -411,6 +411,12 @@ impl StorageFile for SimFile {
         Ok(())
     }
 
+    fn give_back(&self, start: u64) -> io::Result<()> {
+        // A write of zeros, which may be lost or torn like any other.
+        let bytes = self.len()?.saturating_sub(start);
+        if bytes == 0 { Ok(()) } else { self.write_at(&vec![0; index(bytes)], start) }
+    }
+
     fn preallocate(&self, len: u64) -> io::Result<()> {
         {
             let mut disk = self.storage.disk.lock();

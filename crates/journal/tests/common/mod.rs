@@ -388,6 +388,12 @@ impl StorageFile for MemoryFile {
         Ok(())
     }
 
+    fn give_back(&self, start: u64) -> io::Result<()> {
+        // A write of zeros, which a crash may cut like any other.
+        let len = self.memory.disk.lock().unwrap().inodes[self.inode].current.len() as u64;
+        if start < len { self.write_at(&vec![0; (len - start) as usize], start) } else { Ok(()) }
+    }
+
     fn preallocate(&self, len: u64) -> io::Result<()> {
         let mut disk = self.memory.disk.lock().unwrap();
         let fault = disk.begin(Operation::Preallocate)?;
