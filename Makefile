@@ -3,7 +3,7 @@
 
 CARGO ?= cargo
 
-.PHONY: demo test install torture fuzz external bench bpf clean
+.PHONY: demo test install torture fuzz external bench bpf test-kernels clean
 
 demo: ## Build, and tell the whole story on real files in a temporary directory (under a minute)
 	./scripts/need.sh gcc libc6-dev fuse3
@@ -31,6 +31,9 @@ bench: ## The benchmarks of docs/benchmarks.md
 bpf: ## The BPF object of the write barrier in place, from its source; the result is committed
 	./scripts/need.sh clang llvm
 	./scripts/bpf.sh
+
+test-kernels: ## The barrier and the source in place on Debian's kernels 6.1 and 6.12, in an emulated machine (minutes; not in CI)
+	./scripts/test-kernels.sh
 
 clean:
 	$(CARGO) clean

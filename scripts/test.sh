@@ -13,7 +13,7 @@ step() {
 }
 
 step packages
-./scripts/need.sh gcc libc6-dev make fuse3 e2fsprogs xfsprogs btrfs-progs attr acl rsync sqlite3 git util-linux libaio-dev
+./scripts/need.sh gcc libc6-dev make fuse3 e2fsprogs xfsprogs btrfs-progs attr acl rsync sqlite3 git util-linux libaio-dev g++ clang llvm python3
 
 step format
 cargo fmt --all --check
@@ -64,9 +64,22 @@ if "$torture" crash-images --on ext4 --workload replace --seed 0 --states 10 --s
 fi
 rm -rf "$broken"
 
-step "the write barrier in place"
+step "fuzzing guided by coverage, a fixed short share"
+./scripts/fuzz.sh all 5 1
+
+step "in place: the write barrier, broken and whole, and the oracle on the source fanotify"
 ./scripts/bpf.sh --check
 "$torture" barrier-in-place --seconds 15
+for broken in "writes none" "stalled sleeping" "queued queue"; do
+    "$torture" barrier-in-place --seconds 20 --only "${broken% *}" --broken "${broken#* }"
+done
+in_place=(--track-arg=--source --track-arg=fanotify)
+"$torture" naive-race "${in_place[@]}"
+seed=1
+for filesystem in ext4 xfs btrfs tmpfs; do
+    "$torture" oracle --dir-fs "$filesystem" --seed $seed --rounds 5 --outside --kill --skip-lower "${in_place[@]}"
+    seed=$((seed + 1))
+done
 
 step "external suites"
 tests/external/run.sh "${TMPDIR:-/var/tmp}"
