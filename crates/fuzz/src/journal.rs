@@ -236,7 +236,11 @@ fn check(memory: &Memory) -> Option<Vec<Record>> {
     let inspection = match (inspection, &opened) {
         (Ok(inspection), _) => inspection,
         (Err(OpenError::Missing), Err(OpenError::Missing))
-        | (Err(OpenError::NewerFormat { .. }), Err(OpenError::NewerFormat { .. } | OpenError::Damaged(_))) => {
+        // Inspecting looks at the segments also where the manifest is gone.
+        | (
+            Err(OpenError::NewerFormat { .. }),
+            Err(OpenError::NewerFormat { .. } | OpenError::Damaged(_) | OpenError::Missing),
+        ) => {
             return None;
         }
         (Err(error), _) => panic!("inspect: {error:?}"),

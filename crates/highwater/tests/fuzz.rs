@@ -36,7 +36,7 @@ fn call() -> impl Strategy<Value = Vec<u8>> {
         "io.highwater.Volume.Ack",
         "io.highwater.Volume.AddConsumer",
         "io.highwater.Volume.RemoveConsumer",
-        "io.highwater.Volume.Consumers",
+        "io.highwater.Volume.ListConsumers",
         "io.highwater.Volume.Barrier",
     ]);
     let value = prop_oneof![
