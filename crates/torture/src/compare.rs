@@ -9,6 +9,8 @@ use crate::replica::{Held, Replica};
 pub(crate) struct Difference {
     pub(crate) path: Vec<u8>,
     pub(crate) text: String,
+    /// Only the data differ, not even the size and the times.
+    pub(crate) only_data: bool,
 }
 
 /// Where the replica is not what the tree is. Nobody may be writing.
@@ -16,23 +18,26 @@ pub(crate) fn compare(tree: &BTreeMap<Vec<u8>, Captured>, replica: &Replica) -> 
     let held = replica.everything();
     let mut found = Vec::new();
     for (path, captured) in tree {
-        let text = match held.get(path) {
-            None => format!("missing in the replica\n    tree:    {}", described(captured)),
-            Some(held) if *held.object != captured.object => format!(
-                "differs in {}\n    tree:    {}\n    replica: {:?} ino {}",
-                captured.object.difference(held.object),
-                described(captured),
-                held.object,
-                held.ino
+        let (text, only_data) = match held.get(path) {
+            None => (format!("missing in the replica\n    tree:    {}", described(captured)), false),
+            Some(held) if *held.object != captured.object => (
+                format!(
+                    "differs in {}\n    tree:    {}\n    replica: {:?} ino {}",
+                    captured.object.difference(held.object),
+                    described(captured),
+                    held.object,
+                    held.ino
+                ),
+                captured.object.differs_in_data_only(held.object),
             ),
             Some(_) => continue,
         };
-        found.push(Difference { path: path.clone(), text });
+        found.push(Difference { path: path.clone(), text, only_data });
     }
     for (path, held) in &held {
         if !tree.contains_key(path) {
             let text = format!("not in the tree any more\n    replica: {:?} ino {}", held.object, held.ino);
-            found.push(Difference { path: path.clone(), text });
+            found.push(Difference { path: path.clone(), text, only_data: false });
         }
     }
     found.extend(links(tree, &held));
@@ -55,7 +60,7 @@ fn links(tree: &BTreeMap<Vec<u8>, Captured>, replica: &BTreeMap<Vec<u8>, Held<'_
                 "is a hard link of {} in the tree, not in the replica\n    {numbers}, the other from {expected}",
                 show(first)
             );
-            found.push(Difference { path: path.clone(), text });
+            found.push(Difference { path: path.clone(), text, only_data: false });
         }
         let (first, expected) = *by_copied.entry(copied).or_insert((path, ino));
         if expected != ino {
@@ -63,7 +68,7 @@ fn links(tree: &BTreeMap<Vec<u8>, Captured>, replica: &BTreeMap<Vec<u8>, Held<'_
                 "is a hard link of {} in the replica, not in the tree\n    {numbers}, the other is ino {expected}",
                 show(first)
             );
-            found.push(Difference { path: path.clone(), text });
+            found.push(Difference { path: path.clone(), text, only_data: false });
         }
     }
     found
@@ -90,11 +95,11 @@ pub(crate) fn compare_views(
             }
             Some(_) => continue,
         };
-        found.push(Difference { path: path.clone(), text });
+        found.push(Difference { path: path.clone(), text, only_data: false });
     }
     for path in lower.keys().filter(|path| !upper.contains_key(*path)) {
         let text = "is in the filesystem below, not in the mounted tree".to_owned();
-        found.push(Difference { path: path.clone(), text });
+        found.push(Difference { path: path.clone(), text, only_data: false });
     }
     found
 }

@@ -89,6 +89,13 @@ impl Object {
         }
         found.join(", ")
     }
+
+    /// Whether times and sizes do not tell these two apart, and all else is the same.
+    pub(crate) fn differs_in_data_only(&self, other: &Self) -> bool {
+        self.content != other.content
+            && self.content.len() == other.content.len()
+            && *self == Self { content: Arc::clone(&self.content), ..other.clone() }
+    }
 }
 
 /// FNV-1a, to tell contents apart in a report.

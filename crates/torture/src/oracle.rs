@@ -351,8 +351,11 @@ fn check(arguments: &OracleArgs, scratch: &Scratch, consumer: &Consumer, volume:
             difference.text += &probe(&scratch.tree, &difference.path)?;
         }
         if !views.is_empty() {
-            differences
-                .push(Difference { path: Vec::new(), text: format!("--- {} of two views:", views.len()) });
+            differences.push(Difference {
+                path: Vec::new(),
+                text: format!("--- {} of two views:", views.len()),
+                only_data: false,
+            });
             differences.extend(views);
         }
     }
