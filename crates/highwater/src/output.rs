@@ -112,7 +112,7 @@ fn null_list(directory: &Path, changes: &[Change]) -> io::Result<Vec<u8>> {
         let is_whole = is_directory && change.kind == Kind::Renamed || change.kind == Kind::Rescan;
         paths.add(&change.path, is_whole || is_directory && change.kind == Kind::Created);
         if is_whole {
-            below(directory, &change.path, &mut |path, is_directory| paths.add(path, is_directory))?;
+            below(directory, &change.path, &mut |path, is_directory| paths.insert(path, is_directory))?;
         }
     }
     Ok(paths.list())
@@ -133,7 +133,10 @@ impl<'a> Paths<'a> {
     fn add(&mut self, path: &[u8], compare: bool) {
         let (path, type_now) = self.as_it_is_now(path);
         // rsync looks into a path with a slash behind it, and takes one that is gone by now for an error.
-        let compare = compare && type_now.is_some_and(|type_now| type_now.is_dir());
+        self.insert(path, compare && type_now.is_some_and(|type_now| type_now.is_dir()));
+    }
+
+    fn insert(&mut self, path: &[u8], compare: bool) {
         if let Some(&at) = self.at.get(path) {
             self.order[at].1 |= compare;
         } else {

@@ -175,10 +175,18 @@ pub(crate) fn is_mounted(at: &Path) -> bool {
         .any(|line| line.split(|b| *b == b' ').nth(4) == Some(at.as_os_str().as_bytes()))
 }
 
-/// In a new mount namespace: nothing that is mounted here is seen elsewhere, and the copies of tracked directories that this
-/// namespace began with are given back. A tracker cannot stop while any namespace has one.
+/// Gives this thread, and all that it starts, mounts of their own: nothing that is mounted here is seen elsewhere, and it goes with
+/// the process.
+pub(crate) fn own_mounts() -> Result<()> {
+    // SAFETY: takes no pointers; what this thread does not share any more with the others ends with it.
+    if unsafe { libc::unshare(libc::CLONE_FS | libc::CLONE_NEWNS) } < 0 {
+        return Err(std::io::Error::last_os_error()).context("unshare: root is needed");
+    }
+    Ok(rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?)
+}
+
+/// Gives back the copies of tracked directories that a private mount namespace began with. A tracker cannot stop while any namespace has one.
 pub(crate) fn keep_no_mounts_of_others() -> Result<()> {
-    rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
     let mounts = fs::read_to_string("/proc/thread-self/mountinfo")?;
     for line in mounts.lines().rev() {
         let Some(at) = line.split(' ').nth(4) else { continue };

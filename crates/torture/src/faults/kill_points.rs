@@ -22,7 +22,7 @@ use super::consumer::{Consumer, Fresh, Trouble};
 use super::gated::{Gated, Roots};
 use super::script::{self, Held};
 use crate::product::{Product, ProductArgs};
-use crate::scratch::{Filesystem, Scratch, is_mounted, unmount_all};
+use crate::scratch::{Filesystem, Scratch, is_mounted, keep_no_mounts_of_others, own_mounts, unmount_all};
 
 /// More calls than any phase has: a phase that does not end is a bug here.
 const CALLS_MAX: u64 = 3000;
@@ -76,7 +76,8 @@ const PHASES: [Phase; 7] =
 
 /// Runs it.
 pub(crate) fn main(arguments: &KillPointsArgs) -> Result<()> {
-    super::own_mounts()?;
+    own_mounts()?;
+    keep_no_mounts_of_others()?;
     crate::mapping::survive_sigbus();
     let seed = arguments.seed.unwrap_or_else(|| fastrand::u64(1..1_000_000_000));
     let phases = if arguments.phases.is_empty() { PHASES.to_vec() } else { arguments.phases.clone() };

@@ -19,10 +19,10 @@ mod states;
 
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 
 use crate::product::ProductArgs;
-use crate::scratch::keep_no_mounts_of_others;
+use crate::scratch::{keep_no_mounts_of_others, own_mounts};
 
 /// Runs the named scenarios, or all of them.
 #[derive(Clone, Debug, clap::Args)]
@@ -82,18 +82,10 @@ const SCENARIOS: &[Scenario] = &[
     scenario("damage", true, "single bytes of a state are changed", damage::run),
 ];
 
-/// Gives this thread, and all that it starts, mounts of their own. What is mounted goes with the process.
-fn own_mounts() -> Result<()> {
-    // SAFETY: takes no pointers; what this thread does not share any more with the others ends with it.
-    if unsafe { libc::unshare(libc::CLONE_FS | libc::CLONE_NEWNS) } < 0 {
-        return Err(std::io::Error::last_os_error()).context("unshare: root is needed");
-    }
-    keep_no_mounts_of_others()
-}
-
 /// Runs them. All are run, also after a failure.
 pub(crate) fn main(arguments: &FaultsArgs) -> Result<()> {
     own_mounts()?;
+    keep_no_mounts_of_others()?;
     crate::mapping::survive_sigbus();
     for name in &arguments.names {
         ensure!(SCENARIOS.iter().any(|one| one.name == name), "no scenario {name:?}; see --list");

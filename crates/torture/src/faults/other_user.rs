@@ -10,14 +10,14 @@ use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::{CWD, FileType, Mode, makedev};
-use rustix::mount::{MountPropagationFlags, UnmountFlags};
+use rustix::mount::UnmountFlags;
 use rustix::process::Signal;
 
 use super::processes::signal;
 use super::stage::output_within;
 use crate::line::{Answer, Line, covers};
 use crate::product::ProductArgs;
-use crate::scratch::{Filesystem, Scratch};
+use crate::scratch::{Filesystem, Scratch, own_mounts};
 
 /// `nobody`.
 const USER: u32 = 65534;
@@ -35,11 +35,7 @@ pub(crate) fn run(arguments: &ProductArgs) -> Result<String> {
 }
 
 fn in_namespace(arguments: &ProductArgs, scratch: &Scratch) -> Result<String> {
-    // SAFETY: takes no pointers; what this thread does not share any more with the others ends with it.
-    if unsafe { libc::unshare(libc::CLONE_FS | libc::CLONE_NEWNS) } < 0 {
-        return Err(std::io::Error::last_os_error()).context("unshare");
-    }
-    rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
+    own_mounts()?;
     let device = scratch.evidence.join("fuse");
     let everybody = Mode::from_raw_mode(0o666);
     // Not on a filesystem without devices.
