@@ -8,6 +8,7 @@
 pub mod barrier;
 mod fanotify;
 mod kernel;
+mod words;
 mod write_barrier;
 
 pub use fanotify::{Counters, Fanotify, OpenError};

@@ -1,6 +1,7 @@
 //! What the BPF programs and the barrier tell each other. `bpf/scan.bpf.c` has the same layouts.
 
 use super::calls::{self, CALLS};
+use crate::words;
 
 /// A check that a test has switched off, to show that the check is needed. Empty in every other use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -106,16 +107,8 @@ pub(super) struct Record {
 impl Record {
     /// `None`: not a record.
     pub(super) fn parse(bytes: &[u8; RECORD]) -> Option<Self> {
-        let long = |at: usize| {
-            let mut word = [0; 8];
-            word.copy_from_slice(&bytes[at..at + 8]);
-            u64::from_ne_bytes(word)
-        };
-        let short = |at: usize| {
-            let mut word = [0; 4];
-            word.copy_from_slice(&bytes[at..at + 4]);
-            u32::from_ne_bytes(word)
-        };
+        let long = |at| words::long(bytes, at);
+        let short = |at| words::short(bytes, at);
         let kind = match short(64) {
             0 => Kind::End,
             1 => Kind::Call,

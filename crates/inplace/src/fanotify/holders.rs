@@ -20,6 +20,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use super::HashSet;
+use crate::words;
 
 use aya::maps::{Array, MapData};
 use aya::programs::{Iter, ProgramError};
@@ -253,16 +254,8 @@ impl Holders {
 
 impl Record {
     fn parse(bytes: &[u8; RECORD]) -> Self {
-        let long = |at: usize| {
-            let mut word = [0; 8];
-            word.copy_from_slice(&bytes[at..at + 8]);
-            u64::from_ne_bytes(word)
-        };
-        let short = |at: usize| {
-            let mut word = [0; 4];
-            word.copy_from_slice(&bytes[at..at + 4]);
-            u32::from_ne_bytes(word)
-        };
+        let long = |at| words::long(bytes, at);
+        let short = |at| words::short(bytes, at);
         Self {
             inode: long(0),
             number: long(8),
