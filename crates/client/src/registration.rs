@@ -8,8 +8,12 @@ use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::{Deserialize, Serialize};
 
 use crate::message::Bytes;
@@ -131,6 +135,29 @@ impl Registration {
         process_start_ticks(self.pid) == Some(self.start_ticks)
     }
 
+    /// Waits until its process has ended, with all of its threads and with the locks that it had; false if that takes longer.
+    ///
+    /// A process that has been killed is not gone yet: it closes its files one by one, and its first thread may be a zombie
+    /// while others still run.
+    pub fn wait_for_end(&self, patience: Duration) -> io::Result<bool> {
+        let pid = i32::try_from(self.pid).ok().and_then(Pid::from_raw);
+        let Some(Ok(process)) = pid.map(|pid| pidfd_open(pid, PidfdFlags::empty())) else { return Ok(true) };
+        // Looked at once we hold it: until then the number could have gone to another process.
+        if process_stat(self.pid).is_none_or(|(_, start_ticks)| start_ticks != self.start_ticks) {
+            return Ok(true);
+        }
+        let end = Instant::now() + patience;
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            let timeout = Timespec::try_from(left).map_err(io::Error::other)?;
+            match poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&timeout)) {
+                Ok(ready) => return Ok(ready > 0),
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+
     fn load(path: &Path) -> Result<Option<Self>, RegistrationError> {
         let error = |source| RegistrationError { doing: "read", path: path.to_owned(), source };
         let json = match std::fs::read(path) {
@@ -170,7 +197,7 @@ impl DirectoryLock {
         let file = file.map_err(error)?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(Some(Self { _file: file })),
-            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+            Err(Errno::WOULDBLOCK) => Ok(None),
             Err(errno) => Err(error(errno.into())),
         }
     }
@@ -178,15 +205,18 @@ impl DirectoryLock {
 
 /// When a process started, clock ticks since boot; `None` if it is not there, or is a zombie.
 pub fn process_start_ticks(pid: u32) -> Option<u64> {
+    process_stat(pid).filter(|(state, _)| !matches!(state, b'Z' | b'X')).map(|(_, start_ticks)| start_ticks)
+}
+
+/// The state of a process, as a letter, and when it started.
+fn process_stat(pid: u32) -> Option<(u8, u64)> {
     let stat = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
     // The second field is the name in parentheses, which may contain anything; the third is the state, the 22nd the start.
     let after_name = &stat[stat.iter().rposition(|byte| *byte == b')')? + 2..];
     let text = std::str::from_utf8(after_name).ok()?;
     let mut fields = text.split(' ');
-    if matches!(fields.next()?, "Z" | "X") {
-        return None;
-    }
-    fields.nth(18)?.parse().ok()
+    let state = *fields.next()?.as_bytes().first()?;
+    Some((state, fields.nth(18)?.parse().ok()?))
 }
 
 #[cfg(test)]
@@ -214,6 +244,27 @@ mod tests {
         assert_eq!(Registration::list(&runtime).unwrap(), [dead, mine]);
         Registration::remove(&runtime, Path::new("/srv/x"));
         assert_eq!(Registration::read(&runtime, Path::new("/srv/x")).unwrap(), None);
+    }
+
+    #[test]
+    fn the_end_of_a_process_is_waited_for_and_of_no_other_with_its_number() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let pid = child.id();
+        let start_ticks = process_start_ticks(pid).unwrap();
+        let registration = Registration {
+            directory: "/srv/a".into(),
+            state: "/state".into(),
+            pid,
+            start_ticks,
+            started_s: 0,
+        };
+        assert!(!registration.wait_for_end(Duration::from_millis(10)).unwrap());
+        let other = Registration { start_ticks: start_ticks - 1, ..registration.clone() };
+        assert!(other.wait_for_end(Duration::ZERO).unwrap(), "waited for a process that is not meant");
+        child.kill().unwrap();
+        assert!(registration.wait_for_end(Duration::from_secs(60)).unwrap(), "a zombie has ended");
+        child.wait().unwrap();
+        assert!(registration.wait_for_end(Duration::ZERO).unwrap());
     }
 
     #[test]

@@ -16,6 +16,7 @@ use rustix::io::Errno;
 use rustix::mount::OpenTreeFlags;
 
 use crate::dead_mount::{self, DeadMount};
+use crate::processes::Device;
 use crate::wire::device::{last_errno, owned};
 
 /// Why the tracked directory cannot be taken.
@@ -72,6 +73,7 @@ pub struct Covered {
 }
 
 /// An object found below.
+#[derive(Clone)]
 pub(crate) struct Found {
     pub(crate) handle: FileHandle,
     pub(crate) stat: Statx,
@@ -254,6 +256,12 @@ impl Covered {
         Ok((self.handle_of_fd(fd, &stat)?, stat))
     }
 
+    /// What an open descriptor is, and the descriptor where the object could not be opened again.
+    pub(crate) fn found_at(&self, fd: OwnedFd) -> Result<Found, Errno> {
+        let found = self.found(fd)?;
+        Ok(Found { fd: found.fd.filter(|_| self.access != Access::Handles), ..found })
+    }
+
     fn found(&self, fd: OwnedFd) -> Result<Found, Errno> {
         let (handle, stat) = self.identify(fd.as_fd())?;
         Ok(Found { handle, stat, fd: Some(Arc::new(fd)) })
@@ -288,8 +296,36 @@ impl Covered {
             subvolumes.push(dev);
             subvolumes.len() - 1
         });
-        stat.stx_ino ^ ((index as u64 + 1) << 48)
+        stat.stx_ino ^ ((index as u64 + 1) << SUBVOLUME_SHIFT)
     }
+
+    /// Whether a mount of this tree, this one or one before it, may have shown an object with an inode number. The indices of
+    /// subvolumes are those of one mount, so that of an object in one only the lower bits can be told.
+    pub(crate) fn may_be_shown_as(&self, stat: &Statx, shown: u64) -> bool {
+        match self.is_of_subvolume(stat) {
+            true => same_but_for_subvolume(stat.stx_ino, shown),
+            false => stat.stx_ino == shown,
+        }
+    }
+
+    /// Whether an object has another device number than the tracked directory.
+    pub(crate) fn is_of_subvolume(&self, stat: &Statx) -> bool {
+        dev_of(stat) != self.root_dev
+    }
+
+    /// Whether objects of the tree may have this device number.
+    pub(crate) fn may_have(&self, device: Device) -> bool {
+        let of_root = (u64::from(device.major) << 32) | u64::from(device.minor) == self.root_dev;
+        of_root || matches!(self.magic, magic::BTRFS | magic::OVERLAYFS)
+    }
+}
+
+/// Where the index of a subvolume begins in an inode number.
+const SUBVOLUME_SHIFT: u32 = 48;
+
+/// Whether two inode numbers may be one, shown with different indices of a subvolume.
+pub(crate) fn same_but_for_subvolume(one: u64, other: u64) -> bool {
+    (one ^ other).trailing_zeros() >= SUBVOLUME_SHIFT
 }
 
 pub(crate) mod magic {

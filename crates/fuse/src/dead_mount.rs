@@ -76,7 +76,7 @@ pub fn find_dead_mount(directory: &Path) -> Result<Option<DeadMount>, DeadMountE
         return Ok(None);
     }
     let instances = ours.iter().map(|mount| crate::mount::instance_of(&mount.source)).collect();
-    let found = processes::writers(|device, _, _| devices.contains(&device));
+    let found = processes::writers(|writer, _| devices.contains(&writer.device));
     let writers = found.writers.into_iter().filter_map(|writer| relative(writer, &directory)).collect();
     Ok(Some(DeadMount { directory, writers, complete: found.settled, in_place: true, instances }))
 }
@@ -116,7 +116,7 @@ pub fn clean_dead_mount(directory: &Path) -> Result<Option<DeadMount>, DeadMount
             break;
         }
         // By device, not by mount: descriptors may have been opened through a bind mount or in another namespace.
-        let found = processes::writers(|device, _, _| device == mount.device);
+        let found = processes::writers(|writer, _| writer.device == mount.device);
         let writers = found.writers.into_iter().filter_map(|writer| relative(writer, &directory));
         let dead = dead.get_or_insert_with(|| DeadMount {
             directory: directory.clone(),

@@ -6,19 +6,27 @@
 //! For the tracker each is an open writer that may be mapped writable: it is reported at every checkpoint until the last
 //! holder is gone. Holders are looked for by device and inode number, since descriptors can be passed on.
 //!
-//! Invariant: an object in the list has been told to the tracker as open, and has not been taken back.
+//! Which object is it? That of a descriptor of the covered tree is what the descriptor leads to. Behind a dead mount nothing can be
+//! opened; what is left is a path and an inode number, and the path is that of when the mount died: an operation that was under way
+//! then, or a tracker since, may have renamed what it leads to. If another object is there now, or none, the tree is searched by
+//! inode number. That is exact, because nothing can be renamed meanwhile: it is done once the new mount is in its place and before the
+//! tracker has started, while every operation that modifies something waits.
+//!
+//! Invariant: each foreign writer of an object that has a name is either in `objects`, and has been told to the tracker as open and
+//! not been taken back; or it is `lost`, and every checkpoint tells a rescan of everything.
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::CString;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use highwater_tracker::{Change, FileHandle, Intent, Place, WriterMode};
 use parking_lot::Mutex;
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{CWD, Mode, OFlags};
 
-use crate::covered::{sample, statx_fd};
+use crate::covered::{Found, ObjectFd, sample, statx_fd};
 use crate::filesystem::Filesystem;
 use crate::mountinfo;
 use crate::processes::{self, Device, Holder, Writer};
@@ -34,27 +42,63 @@ pub struct ForeignWriter {
     pub(crate) inode: u64,
 }
 
+impl ForeignWriter {
+    /// What stays the same while a descriptor is passed on.
+    fn key(&self) -> (u32, u32, u64) {
+        (self.device.major, self.device.minor, self.inode)
+    }
+}
+
 /// The foreign writers of a mount.
 #[derive(Default)]
-pub(crate) struct Foreign(Mutex<HashMap<FileHandle, Vec<ForeignWriter>>>);
+pub(crate) struct Foreign(Mutex<Known>);
+
+#[derive(Default)]
+struct Known {
+    objects: HashMap<FileHandle, Object>,
+    /// Which object they write to is not known.
+    lost: Vec<ForeignWriter>,
+}
+
+/// What foreign writers write to.
+struct Object {
+    located: Located,
+    holders: Vec<ForeignWriter>,
+}
+
+/// An object of the covered tree, and one of its names.
+#[derive(Clone)]
+pub(crate) struct Located {
+    pub(crate) found: Found,
+    pub(crate) name: Option<FoundName>,
+}
+
+/// A name that an object had when it was found.
+#[derive(Clone)]
+pub(crate) struct FoundName {
+    pub(crate) parent: FileHandle,
+    /// The directory, kept where it cannot be opened by its handle.
+    pub(crate) parent_fd: Option<Arc<OwnedFd>>,
+    pub(crate) name: CString,
+}
 
 impl Foreign {
     pub(crate) fn list(&self) -> Vec<ForeignWriter> {
-        self.0.lock().values().flatten().cloned().collect()
+        let known = self.0.lock();
+        known.objects.values().flat_map(|object| &object.holders).chain(&known.lost).cloned().collect()
     }
 
     pub(crate) fn handles(&self) -> HashSet<FileHandle> {
-        self.0.lock().keys().cloned().collect()
-    }
-
-    /// The paths by which an object was found.
-    pub(crate) fn paths(&self, object: &FileHandle) -> Vec<PathBuf> {
-        let writers = self.0.lock();
-        writers.get(object).into_iter().flatten().map(|writer| writer.path.clone()).collect()
+        self.0.lock().objects.keys().cloned().collect()
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.0.lock().is_empty()
+        let known = self.0.lock();
+        known.objects.is_empty() && known.lost.is_empty()
+    }
+
+    fn has_lost(&self) -> bool {
+        !self.0.lock().lost.is_empty()
     }
 }
 
@@ -64,142 +108,210 @@ pub(crate) fn relative(writer: Writer, directory: &Path) -> Option<ForeignWriter
     Some(ForeignWriter { path, device: writer.device, inode: writer.inode, holder: writer.holder })
 }
 
+/// What was found of the writers from before the mount. The tracker has not been told.
+#[derive(Default)]
+pub(crate) struct Sought {
+    located: Vec<(ForeignWriter, Located)>,
+    lost: Vec<ForeignWriter>,
+    /// What could not be found out, in words for an operator.
+    losses: Vec<String>,
+}
+
 impl Filesystem {
-    /// Finds the writers of the covered tree, and takes over those of a dead mount. Called once the new mount is in its place, so
-    /// that nobody can become one any more. Returns what could not be found out, in words for an operator.
-    pub(crate) fn find_foreign(&self, directory: &Path, dead: Vec<ForeignWriter>) -> Vec<String> {
-        let Some(own) = self.mount_device() else { return Vec::new() };
-        let mut elsewhere: Vec<Device> = mountinfo::read()
-            .into_iter()
-            .filter(|mount| mount.point != directory && mount.point.starts_with(directory))
-            .map(|mount| mount.device)
-            .collect();
-        elsewhere.push(own);
+    /// Looks for the writers of the covered tree and of dead mounts; `dead` are known already. Called once the new mount is in its
+    /// place, so that nobody can become one any more, and before the tracker has started.
+    pub(crate) fn seek_foreign(&self, directory: &Path, dead: Vec<ForeignWriter>) -> Sought {
+        let mut sought = Sought::default();
+        let Some(own) = self.mount_device() else { return sought };
+        let mounts = mountinfo::read().into_iter().filter(|mount| mount.point != directory);
+        let (nested, listed): (Vec<_>, Vec<_>) = mounts.map(|mount| (mount.point, mount.device)).unzip();
+        let is_nested =
+            |path: &Path| nested.iter().any(|point| point.starts_with(directory) && path.starts_with(point));
+        let known: HashSet<_> = dead.iter().map(ForeignWriter::key).collect();
         // One walk for both: writers of the covered tree, and what the mounts of earlier trackers have left.
-        let found = processes::writers(|device, path, link| match path.starts_with(directory) {
-            true => !elsewhere.contains(&device),
-            false => processes::is_on_dead_server(link),
+        let mut dead_devices: Vec<Device> = Vec::new();
+        let mut by_link: HashMap<Writer, Found> = HashMap::new();
+        let found = processes::writers(|writer, link| {
+            let device = writer.device;
+            if device == own {
+                return false;
+            }
+            // A mount that has been taken away is in no list, and nobody else's server need be asked.
+            let may_be_dead = !listed.contains(&device) && !dead_devices.contains(&device);
+            if may_be_dead && processes::is_on_dead_server(link) {
+                dead_devices.push(device);
+            }
+            if dead_devices.contains(&device) {
+                return !known.contains(&(device.major, device.minor, writer.inode));
+            }
+            let path = &writer.holder.path;
+            let is_inside = match path.as_os_str().is_empty() {
+                true => self.covered.may_have(device),
+                false => path.starts_with(directory) && !is_nested(path),
+            };
+            if is_inside {
+                // Now: the path is that of this moment.
+                let flags = OFlags::PATH | OFlags::CLOEXEC;
+                let opened = rustix::fs::openat(CWD, link, flags, Mode::empty());
+                if let Some(found) = opened.ok().and_then(|fd| self.covered.found_at(fd).ok()) {
+                    by_link.insert(writer.clone(), found);
+                }
+            }
+            is_inside
         });
-        let mut losses = Vec::new();
-        if !found.closed_to_us.is_empty() {
-            const NAMED: usize = 3;
-            let count = found.closed_to_us.len();
-            let named = found.closed_to_us.iter().take(NAMED).cloned().collect::<Vec<_>>().join(", ");
-            let more = if count > NAMED { format!(" and {} more", count - NAMED) } else { String::new() };
-            losses.push(format!(
-                "{named}{more} cannot be looked into: a file that they had open before may change unseen"
-            ));
-        }
-        if !found.settled {
-            losses.push(
-                "processes start faster than they can be looked into: a file that one had open before may change unseen"
-                    .to_owned(),
-            );
-        }
-        let (here, detached): (Vec<_>, Vec<_>) =
-            found.writers.into_iter().partition(|writer| writer.holder.path.starts_with(directory));
-        let here = here.into_iter().filter_map(|writer| relative(writer, directory));
-        let detached = detached.into_iter().filter_map(|writer| self.of_detached(writer));
-        for writer in here.chain(dead).chain(detached) {
-            if let Some(loss) = self.add_foreign(writer) {
-                // G5: what it has changed so far cannot be told by name.
-                self.sections.enter().lost_sight(self.covered.root_handle());
-                losses.push(loss);
+        sought.losses = losses_of(&found);
+        let mut behind_dead = dead;
+        for writer in found.writers {
+            if dead_devices.contains(&writer.device) {
+                // A mount of an earlier tracker that has been taken away: its path begins at its own root. Of other dead servers,
+                // only what has the inode number of an object here is taken for one, which does no harm.
+                behind_dead.extend(relative(writer, Path::new("/")));
+                continue;
+            }
+            let found = by_link.remove(&writer);
+            let path = writer.holder.path.strip_prefix(directory).unwrap_or(Path::new("")).to_owned();
+            let Writer { holder, device, inode } = writer;
+            let writer = ForeignWriter { holder, path, device, inode };
+            let there = self.locate(&writer.path);
+            match (found, there) {
+                // No name leads to it, so that no consumer can read it.
+                (Some(found), _) if found.stat.stx_nlink == 0 => {}
+                (Some(found), there) => {
+                    let there = there.filter(|there| there.found.handle == found.handle);
+                    let name = there.and_then(|there| there.name);
+                    sought.located.push((writer, Located { found, name }));
+                }
+                // It was let go of while we looked, or is another descriptor by now.
+                (None, Some(there)) if self.is_surely(&there, &writer) => {
+                    sought.located.push((writer, there))
+                }
+                (None, _) => sought.lost.push(writer),
             }
         }
+        self.locate_all(behind_dead, &mut sought);
+        sought
+    }
+
+    /// Finds the objects of writers through dead mounts.
+    fn locate_all(&self, writers: Vec<ForeignWriter>, sought: &mut Sought) {
+        let mut moved = Vec::new();
+        for writer in writers {
+            match self.locate(&writer.path).filter(|there| self.is_surely(there, &writer)) {
+                Some(located) => sought.located.push((writer, located)),
+                None => moved.push(writer),
+            }
+        }
+        if moved.is_empty() {
+            return;
+        }
+        tracing::info!(
+            writers = moved.len(),
+            "searching for files that programs have open since before a kill"
+        );
+        let search = self.search(&moved.iter().map(|writer| writer.inode).collect());
+        for writer in moved {
+            let mut is_found = false;
+            for located in &search.found {
+                if self.covered.may_be_shown_as(&located.found.stat, writer.inode) {
+                    is_found = true;
+                    sought.located.push((writer.clone(), located.clone()));
+                }
+            }
+            if !is_found && !search.is_complete {
+                sought.lost.push(writer);
+            }
+            // Else no name leads to it, or it is of another tree.
+        }
+    }
+
+    /// Of a subvolume inside the tree the mount before this one may have shown other numbers: then several objects come into question.
+    fn is_surely(&self, located: &Located, writer: &ForeignWriter) -> bool {
+        let stat = &located.found.stat;
+        !self.covered.is_of_subvolume(stat) && stat.stx_ino == writer.inode
+    }
+
+    /// What a path leads to now, from the root of the covered tree.
+    fn locate(&self, path: &Path) -> Option<Located> {
+        let name = CString::new(path.file_name()?.as_bytes()).ok()?;
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let parent = rustix::fs::openat(self.covered.root(), parent, flags, Mode::empty()).ok()?;
+        let found = self.covered.find(parent.as_fd(), &name).ok()?;
+        let parent = self.covered.found_at(parent).ok()?;
+        let name = FoundName { parent: parent.handle, parent_fd: parent.fd, name };
+        Some(Located { found, name: Some(name) })
+    }
+
+    /// Tells the tracker, which has been started. Returns what could not be found out, in words for an operator.
+    pub(crate) fn add_foreign(&self, sought: Sought) -> Vec<String> {
+        let Sought { located, lost, mut losses } = sought;
+        for (writer, located) in located {
+            self.add_located(writer, located);
+        }
+        losses.extend(lost.iter().map(|writer| {
+            let Holder { pid, command, path } = &writer.holder;
+            format!(
+                "{command} (pid {pid}) can write to a file that was not found again, once {}: every batch says that everything \
+                 may have changed, until it has let go of it",
+                path.display()
+            )
+        }));
+        losses.dedup();
+        self.foreign.0.lock().lost = lost;
+        self.tell_lost();
         self.lingering_changed.notify_all();
         losses
     }
 
-    /// A writer through a mount of an earlier tracker that has been taken away already: its path begins at the root of the mount, and is that
-    /// of when it died. An object that was renamed since is found among those that had an intent of their own, as every one that is
-    /// open for writing has. Of other dead servers, only what has the path and the inode number of an object here is taken for
-    /// one, which does no harm.
-    fn of_detached(&self, writer: Writer) -> Option<ForeignWriter> {
-        let writer = relative(writer, Path::new("/"))?;
-        (self.path_leads_to(&writer) || self.written_as(&writer).is_some()).then_some(writer)
+    fn add_located(&self, writer: ForeignWriter, located: Located) {
+        let (handle, stat) = (located.found.handle.clone(), located.found.stat);
+        let mut known = self.foreign.0.lock();
+        let object =
+            known.objects.entry(handle.clone()).or_insert_with(|| Object { located, holders: Vec::new() });
+        if object.holders.iter().any(|holder| holder.holder.pid == writer.holder.pid) {
+            // Several descriptors, or a descriptor and a mapping.
+            return;
+        }
+        object.holders.push(writer);
+        if object.holders.len() > 1 {
+            return;
+        }
+        drop(known);
+        let section = self.sections.enter();
+        // No operation waits for this one, so that a failure has nobody to be told to; the journal remembers its own.
+        let _ = section.intend(&[Intent::Object(&handle)]);
+        let mode = WriterMode { can_map: true, direct: true, unseen: true };
+        section.opened(&handle, mode, sample(&stat));
+        // It may have changed since the end of the tracker before this one.
+        section.record(Change::Modified { object: handle.clone() }, &mut || {});
     }
 
-    fn path_leads_to(&self, writer: &ForeignWriter) -> bool {
-        self.open_path(writer).is_some_and(|fd| self.is_of(fd.as_fd(), writer))
-    }
-
-    fn open_path(&self, writer: &ForeignWriter) -> Option<OwnedFd> {
-        let path = CString::new(writer.path.as_os_str().as_bytes()).ok()?;
-        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        rustix::fs::openat(self.covered.root(), path, flags, Mode::empty()).ok()
-    }
-
-    /// The object among those that were open for writing.
-    fn written_as(&self, writer: &ForeignWriter) -> Option<OwnedFd> {
-        let open = |handle| self.covered.open_object(handle, OFlags::PATH | OFlags::NOFOLLOW).ok();
-        self.options.written.iter().filter_map(open).find(|fd| self.is_of(fd.as_fd(), writer))
-    }
-
-    fn is_of(&self, fd: BorrowedFd<'_>, writer: &ForeignWriter) -> bool {
-        statx_fd(fd).is_ok_and(|stat| {
-            stat.stx_ino == writer.inode || self.covered.inode_number(&stat) == writer.inode
-        })
+    /// Records, at each checkpoint, that anything may have been changed, while there are writers whose object is not known.
+    pub(crate) fn tell_lost(&self) {
+        if self.foreign.has_lost() {
+            self.sections.enter().lost_sight(self.covered.root_handle());
+        }
     }
 
     /// Where a foreign writer's object is, if it is still where it was found. Nobody has looked it up through the mount, it may be.
     pub(crate) fn place_of_foreign(&self, object: &FileHandle) -> Option<Place> {
-        self.foreign.paths(object).into_iter().find_map(|path| {
-            let name = CString::new(path.file_name()?.as_bytes()).ok()?;
-            let parent =
-                path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            let parent = rustix::fs::openat(self.covered.root(), parent, flags, Mode::empty()).ok()?;
-            let there = self.covered.find(parent.as_fd(), &name).ok()?;
-            let (parent, _) = self.covered.identify(parent.as_fd()).ok()?;
-            (there.handle == *object).then(|| Place { parent, name: name.to_bytes().into() })
-        })
-    }
-
-    /// A foreign writer's object, if it is still where it was found.
-    pub(crate) fn foreign_object(&self, object: &FileHandle) -> Option<OwnedFd> {
-        let writers = self.foreign.list().into_iter();
-        let fds = writers.filter_map(|writer| self.open_path(&writer));
-        let mut same =
-            fds.filter(|fd| self.covered.identify(fd.as_fd()).is_ok_and(|(handle, _)| handle == *object));
-        same.next()
-    }
-
-    fn add_foreign(&self, writer: ForeignWriter) -> Option<String> {
-        let by_path = self.open_path(&writer).filter(|fd| self.is_of(fd.as_fd(), &writer));
-        let found = by_path
-            .or_else(|| self.written_as(&writer))
-            .and_then(|fd| self.covered.identify(fd.as_fd()).ok());
-        let Some((handle, stat)) = found else {
-            if writer.path.as_os_str().as_bytes().ends_with(b" (deleted)") {
-                // No name leads to it, so that no consumer can read it.
-                return None;
-            }
-            return Some(format!(
-                "{} (pid {}) can write to an object that was not found again as {}",
-                writer.holder.command,
-                writer.holder.pid,
-                writer.path.display()
-            ));
+        let (parent, parent_fd, name) = {
+            let known = self.foreign.0.lock();
+            let name = known.objects.get(object)?.located.name.as_ref()?;
+            (name.parent.clone(), name.parent_fd.clone(), name.name.clone())
         };
-        let mut foreign = self.foreign.0.lock();
-        let holders = foreign.entry(handle.clone()).or_default();
-        if holders.iter().any(|known| known.holder.pid == writer.holder.pid) {
-            // Several descriptors, or a descriptor and a mapping.
-            return None;
-        }
-        holders.push(writer);
-        if holders.len() == 1 {
-            drop(foreign);
-            let section = self.sections.enter();
-            // No operation waits for this one, so that a failure has nobody to be told to; the journal remembers its own.
-            let _ = section.intend(&[Intent::Object(&handle)]);
-            let mode = WriterMode { can_map: true, direct: true, unseen: true };
-            section.opened(&handle, mode, sample(&stat));
-            // It may have changed since the end of the tracker before this one.
-            section.record(Change::Modified { object: handle.clone() }, &mut || {});
-        }
-        None
+        let parent_fd = match parent_fd {
+            Some(fd) => ObjectFd::Shared(fd),
+            None => ObjectFd::Own(self.covered.open_object(&parent, OFlags::PATH).ok()?),
+        };
+        let there = self.covered.find(parent_fd.as_fd(), &name).ok()?;
+        (there.handle == *object).then(|| Place { parent, name: name.to_bytes().into() })
+    }
+
+    /// A foreign writer's object, where it cannot be opened by its handle.
+    pub(crate) fn foreign_object(&self, object: &FileHandle) -> Option<ObjectFd> {
+        let fd = self.foreign.0.lock().objects.get(object)?.located.found.fd.clone();
+        fd.map(ObjectFd::Shared)
     }
 
     /// Takes back the foreign writers whose holders are gone, or all of them.
@@ -207,44 +319,69 @@ impl Filesystem {
         if self.foreign.is_empty() {
             return;
         }
-        let mut ended = Vec::new();
-        if all {
-            ended.extend(self.foreign.0.lock().drain().map(|(handle, _)| handle));
+        let held = if all {
+            HashSet::new()
         } else {
-            let known: HashSet<(u32, u32, u64)> = self.foreign.list().iter().map(key_of).collect();
             let devices: HashSet<(u32, u32)> =
-                known.iter().map(|(major, minor, _)| (*major, *minor)).collect();
-            let found = processes::writers(|device, _, _| devices.contains(&(device.major, device.minor)));
+                self.foreign.list().iter().map(|writer| (writer.device.major, writer.device.minor)).collect();
+            let found =
+                processes::writers(|writer, _| devices.contains(&(writer.device.major, writer.device.minor)));
             if !found.settled {
                 return;
             }
-            let held: HashSet<_> = found
+            found
                 .writers
                 .iter()
                 .map(|writer| (writer.device.major, writer.device.minor, writer.inode))
-                .collect();
-            let gone =
-                |writers: &[ForeignWriter]| writers.iter().all(|writer| !held.contains(&key_of(writer)));
-            self.foreign.0.lock().retain(|handle, writers| {
-                let keep = !gone(writers);
+                .collect()
+        };
+        // What the last of them has written is to be told as well.
+        self.tell_lost();
+        let mut ended = Vec::new();
+        {
+            let mut known = self.foreign.0.lock();
+            known.lost.retain(|writer| held.contains(&writer.key()));
+            known.objects.retain(|handle, object| {
+                let keep = object.holders.iter().any(|writer| held.contains(&writer.key()));
                 if !keep {
-                    ended.push(handle.clone());
+                    ended.push((handle.clone(), object.located.found.fd.clone()));
                 }
                 keep
             });
         }
-        for handle in ended {
+        for (handle, fd) in ended {
             self.touched_past_the_mount(&handle);
             let section = self.sections.enter();
             section.record(Change::Modified { object: handle.clone() }, &mut || {});
             section.closed(&handle, &mut || {
-                let fd = self.covered.open_object(&handle, OFlags::PATH | OFlags::NOFOLLOW).ok()?;
+                let fd = match &fd {
+                    Some(fd) => ObjectFd::Shared(Arc::clone(fd)),
+                    None => ObjectFd::Own(
+                        self.covered.open_object(&handle, OFlags::PATH | OFlags::NOFOLLOW).ok()?,
+                    ),
+                };
                 Some(sample(&statx_fd(fd.as_fd()).ok()?))
             });
         }
     }
 }
 
-fn key_of(writer: &ForeignWriter) -> (u32, u32, u64) {
-    (writer.device.major, writer.device.minor, writer.inode)
+fn losses_of(found: &processes::Writers) -> Vec<String> {
+    let mut losses = Vec::new();
+    if !found.closed_to_us.is_empty() {
+        const NAMED: usize = 3;
+        let count = found.closed_to_us.len();
+        let named = found.closed_to_us.iter().take(NAMED).cloned().collect::<Vec<_>>().join(", ");
+        let more = if count > NAMED { format!(" and {} more", count - NAMED) } else { String::new() };
+        losses.push(format!(
+            "{named}{more} cannot be looked into: a file that they had open before may change unseen"
+        ));
+    }
+    if !found.settled {
+        losses.push(
+            "processes start faster than they can be looked into: a file that one had open before may change unseen"
+                .to_owned(),
+        );
+    }
+    losses
 }

@@ -16,7 +16,7 @@
 //! | `backing` | what all opens of a file share; passthrough |
 //! | `settle`, `prober` | waiting until the kernel shows what was answered |
 //! | `writers`, `processes` | writers that are not seen |
-//! | `foreign`, `dead_mount` | writers that were there before the mount, and the mount of a tracker that was killed |
+//! | `foreign`, `search`, `dead_mount` | writers that were there before the mount, and the mount of a tracker that was killed |
 //! | `mount`, `mountinfo`, `stacked` | covering and uncovering |
 
 mod attributes;
@@ -37,6 +37,7 @@ mod namespace;
 mod nodes;
 mod prober;
 mod processes;
+mod search;
 mod sections;
 mod session;
 mod settle;

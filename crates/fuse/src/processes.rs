@@ -5,12 +5,12 @@
 use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::io::ErrorKind;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::mountinfo;
 
 /// A device number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Device {
     pub(crate) major: u32,
     pub(crate) minor: u32,
@@ -24,7 +24,7 @@ pub(crate) enum Mapping {
 }
 
 /// A process that uses a mount.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Holder {
     /// Its number.
     pub pid: u32,
@@ -131,7 +131,7 @@ fn holder(pid: u32, mount_id: u64, device: Device) -> Option<Holder> {
     holds(PathBuf::from(path))
 }
 
-fn on_device(path: &std::path::Path, device: Device) -> bool {
+fn on_device(path: &Path, device: Device) -> bool {
     cached_stat(path)
         .is_ok_and(|stat| (stat.stx_dev_major, stat.stx_dev_minor) == (device.major, device.minor))
 }
@@ -143,8 +143,9 @@ pub(crate) fn mount_of(pid: u32, fd: &OsStr) -> Option<u64> {
     info.lines().find_map(|line| line.strip_prefix("mnt_id:")).and_then(|id| id.trim().parse().ok())
 }
 
-/// A regular file that a process can write to: a descriptor that is open for writing, or a shared mapping.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A regular file that a process can write to: a descriptor that is open for writing, or a shared mapping. The path is
+/// empty if it is too long to be told.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Writer {
     pub(crate) holder: Holder,
     pub(crate) device: Device,
@@ -160,13 +161,13 @@ pub(crate) struct Writers {
     pub(crate) settled: bool,
 }
 
-/// Looks for what all other processes can write to, as far as `wanted` says by device, path, and link in /proc.
+/// Looks for what all other processes can write to, as far as it is `wanted`; that is given the link in /proc as well.
 ///
 /// Attributes are taken as the kernel has them cached, so that a dead or hanging mount is not asked.
-pub(crate) fn writers(wanted: impl Fn(Device, &std::path::Path, &std::path::Path) -> bool) -> Writers {
+pub(crate) fn writers(mut wanted: impl FnMut(&Writer, &Path) -> bool) -> Writers {
     let (mut writers, mut closed_to_us) = (Vec::new(), Vec::new());
     let settled = each_process(HashSet::from([std::process::id()]), |pid| {
-        if let Err(error) = writers_of(pid, &wanted, &mut writers)
+        if let Err(error) = writers_of(pid, &mut wanted, &mut writers)
             && !gone(&error)
         {
             closed_to_us.push(format!("{} (pid {pid})", command_of(pid)));
@@ -193,20 +194,31 @@ fn command_of(pid: u32) -> String {
 
 fn writers_of(
     pid: u32,
-    wanted: &impl Fn(Device, &std::path::Path, &std::path::Path) -> bool,
+    wanted: &mut impl FnMut(&Writer, &Path) -> bool,
     found: &mut Vec<Writer>,
 ) -> std::io::Result<()> {
     let base = PathBuf::from(format!("/proc/{pid}"));
-    let holder = |path: PathBuf| Holder { pid, command: command_of(pid), path };
+    let command = command_of(pid);
+    let mut see = |path: PathBuf, device, inode, link: &Path| {
+        let holder = Holder { pid, command: command.clone(), path };
+        let writer = Writer { holder, device, inode };
+        if wanted(&writer, link) {
+            found.push(writer);
+        }
+    };
     for entry in std::fs::read_dir(base.join("fd"))? {
         let Ok(entry) = entry else { break };
         let Ok(stat) = cached_stat(&entry.path()) else { continue };
         let device = Device { major: stat.stx_dev_major, minor: stat.stx_dev_minor };
         let regular = u32::from(stat.stx_mode) & libc::S_IFMT == libc::S_IFREG;
-        let Ok(path) = std::fs::read_link(entry.path()) else { continue };
-        if regular && may_write(pid, &entry.file_name()) && wanted(device, &path, &entry.path()) {
-            found.push(Writer { holder: holder(path), device, inode: stat.stx_ino });
+        if !regular || !may_write(pid, &entry.file_name()) {
+            continue;
         }
+        let path = match std::fs::read_link(entry.path()) {
+            Err(error) if gone(&error) => continue,
+            path => path.unwrap_or_default(),
+        };
+        see(path, device, stat.stx_ino, &entry.path());
     }
     let maps = std::fs::read(base.join("maps"))?;
     for line in maps.split(|byte| *byte == b'\n') {
@@ -218,16 +230,14 @@ fn writers_of(
         // The line writes a newline as `\012`; the link has the bytes. It is root's to read.
         let link = base.join("map_files").join(range);
         let path = std::fs::read_link(&link).unwrap_or_else(|_| PathBuf::from(shown));
-        if wanted(device, &path, &link) {
-            found.push(Writer { holder: holder(path), device, inode });
-        }
+        see(path, device, inode, &link);
     }
     Ok(())
 }
 
 /// Whether a file that a process holds, given by its link in /proc, is on a FUSE filesystem whose server is gone. A detached mount of
 /// a tracker before the last one is found by this only: it is in no list of mounts.
-pub(crate) fn is_on_dead_server(link: &std::path::Path) -> bool {
+pub(crate) fn is_on_dead_server(link: &Path) -> bool {
     rustix::fs::statfs(link).is_err_and(|errno| errno == rustix::io::Errno::NOTCONN)
 }
 
@@ -240,7 +250,7 @@ fn may_write(pid: u32, fd: &OsStr) -> bool {
     flags.is_some_and(|flags| flags & libc::O_ACCMODE != libc::O_RDONLY && flags & libc::O_PATH == 0)
 }
 
-fn cached_stat(path: &std::path::Path) -> Result<rustix::fs::Statx, rustix::io::Errno> {
+fn cached_stat(path: &Path) -> Result<rustix::fs::Statx, rustix::io::Errno> {
     let flags = rustix::fs::AtFlags::STATX_DONT_SYNC | rustix::fs::AtFlags::NO_AUTOMOUNT;
     rustix::fs::statx(rustix::fs::CWD, path, flags, rustix::fs::StatxFlags::BASIC_STATS)
 }

@@ -25,11 +25,12 @@ use crate::sections::Sections;
 use crate::session::Session;
 use crate::wire::notify::Notifier;
 
-/// How often, and after what pause, a busy mount is tried again: a child between fork and exec holds what its parent has open,
-/// and a path that is being looked up is in use as well. Together a quarter of a second.
 /// How long a filesystem that has been unmounted may take to end before it is said who keeps it.
 const OTHERS_PATIENCE: std::time::Duration = std::time::Duration::from_secs(2);
 const COPIES_NAMED_MAX: usize = 8;
+
+/// How often, and after what pause, a busy mount is tried again: a child between fork and exec holds what its parent has open,
+/// and a path that is being looked up is in use as well. Together a quarter of a second.
 const BUSY_RETRIES: u32 = 10;
 const BUSY_PAUSE: std::time::Duration = std::time::Duration::from_millis(25);
 
@@ -44,9 +45,6 @@ pub struct Options {
     pub clone_device: bool,
     /// Writers of a mount that a tracker left behind, from [`find_dead_mount`](crate::find_dead_mount).
     pub foreign: Vec<ForeignWriter>,
-    /// Objects that were open for writing when the tracker before this one ended, and perhaps others: writers through older mounts are
-    /// found again among them.
-    pub written: Vec<FileHandle>,
     /// That mount is still in its place ([`DeadMount::in_place`](crate::DeadMount::in_place)).
     pub replaces: bool,
     /// Which start of a tracker this is: a mark on the mount, by which its dead mount is told from that of another tracker. Letters,
@@ -62,7 +60,6 @@ impl Default for Options {
             passthrough: true,
             clone_device: true,
             foreign: Vec::new(),
-            written: Vec::new(),
             replaces: false,
             instance: String::new(),
         }
@@ -187,14 +184,15 @@ impl Stacked {
         drop(made);
         let mut stacked =
             Self { filesystem, session, directory, report, mounted: AtomicBool::new(true), mount_id };
+        // Before the start: nothing can be renamed yet.
+        let foreign = stacked.filesystem.seek_foreign(&stacked.directory, dead);
         if let Err(source) = start(stacked.source()) {
             if let Err(error) = stacked.unmount_lazy() {
                 tracing::warn!(%error, "the mount stays");
             }
             return Err(MountError::Start { source });
         }
-        // Only now: these are told to the tracker.
-        let losses = stacked.filesystem.find_foreign(&stacked.directory, dead);
+        let losses = stacked.filesystem.add_foreign(foreign);
         stacked.report.losses.extend(losses);
         Ok(stacked)
     }
@@ -403,7 +401,7 @@ impl Filesystem {
         let found = match known {
             Some(Ok(object)) => return Ok(Some(object)),
             _ if self.covered.access() != Access::Handles => {
-                return self.foreign_object(handle).ok_or(Errno::OPNOTSUPP).map(|fd| Some(ObjectFd::Own(fd)));
+                return self.foreign_object(handle).ok_or(Errno::OPNOTSUPP).map(Some);
             }
             _ => self.covered.open_object(handle, OFlags::PATH | OFlags::NOFOLLOW),
         };
@@ -433,6 +431,11 @@ impl Filesystem {
 }
 
 impl Source for Filesystem {
+    fn drain(&self, _deadline: Option<Instant>) -> io::Result<()> {
+        self.tell_lost();
+        Ok(())
+    }
+
     fn settle(&self, deadline: Option<Instant>) -> io::Result<()> {
         Ok(self.settle_touched(deadline)?)
     }

@@ -313,6 +313,127 @@ fn what_is_written_through_a_dead_mount_is_told() {
     }
 }
 
+/// A program that has a file open for writing behind a dead mount, of which the tracker was killed.
+fn writer_behind_a_dead_mount(directory: &std::path::Path, file: &str) -> Shell {
+    let server = Server::new(directory);
+    let mut shell = Shell::new(std::path::Path::new("/"));
+    shell.run(&format!("exec 5>> {}; echo one >&5; echo written", directory.join(file).display()));
+    drop(server);
+    shell
+}
+
+/// A rename can have been under way when a tracker was killed, or be made under the next one: the path behind the dead mount leads
+/// nowhere then, or elsewhere.
+#[test]
+fn a_file_behind_a_dead_mount_is_found_by_its_number_where_its_path_leads_elsewhere() {
+    // The mount may have been taken away by the tracker before this one, or still be known.
+    for (kind, detached) in
+        [(Kind::Scratch, false), (Kind::Scratch, true), (Kind::Xfs, true), (Kind::Btrfs, true)]
+    {
+        let volume = Volume::new(kind);
+        let directory = volume.path().join("tracked");
+        fs::create_dir_all(directory.join("d/deep/er")).unwrap();
+        let subvolume = directory.join("d/deep/sub");
+        match kind {
+            Kind::Btrfs => drop(sh(&format!("btrfs -q subvolume create {}", subvolume.display()))),
+            _ => fs::create_dir(&subvolume).unwrap(),
+        }
+        let mut shell = writer_behind_a_dead_mount(&directory, "d/deep/sub/f");
+        let dead = clean_dead_mount(&directory).unwrap().expect("the mount is dead");
+        assert_eq!(dead.writers.len(), 1);
+        fs::rename(directory.join("d"), directory.join("e")).unwrap();
+        fs::create_dir_all(directory.join("d/deep/sub")).unwrap();
+        fs::write(directory.join("d/deep/sub/f"), "another").unwrap();
+
+        let mut fx = Fixture::over(volume, directory.clone(), kind, true, |options| {
+            options.foreign = if detached { Vec::new() } else { dead.writers };
+        });
+        let opened: Vec<_> =
+            fx.recorder.take().into_iter().filter(|said| matches!(said, Said::Opened(..))).collect();
+        let [Said::Opened(handle, _)] = &opened[..] else {
+            panic!("{kind:?}, detached {detached}: {opened:?}")
+        };
+        let source = fx.stacked().source();
+        let size = || source.sample(handle).unwrap().unwrap().size;
+        assert_eq!(size(), 4);
+        assert_eq!(shell.run("echo two >&5 && echo written"), "written");
+        assert_eq!(size(), 8);
+        // Its name is known, though nobody has looked it up, and stays so when the directory above it is renamed again.
+        fs::rename(directory.join("e"), directory.join("g")).unwrap();
+        let places = source.places(handle).expect("a name");
+        assert_eq!((places.len(), &places[0].name[..]), (1, &b"f"[..]));
+        assert!(source.mapped_writable(std::slice::from_ref(handle)).unwrap().contains(handle));
+        fx.recorder.take();
+        source.drain(None).unwrap();
+        assert_eq!(fx.recorder.take(), [], "nothing is lost");
+        drop(shell);
+        fx.recorder.wait_until("it is taken back", |said, _| said.contains(&Said::Closed(handle.clone())));
+        drop(source);
+        fx.uncover();
+    }
+}
+
+/// What cannot be found is not forgotten: everything may have changed, in every batch, until the writer is gone.
+#[test]
+fn a_file_behind_a_dead_mount_that_cannot_be_looked_for_makes_every_batch_a_rescan() {
+    let volume = Volume::new(Kind::Ext4);
+    let directory = volume.path().join("tracked");
+    fs::create_dir_all(directory.join("damaged")).unwrap();
+    let (point, image) = (volume.path(), volume.path().with_file_name("image"));
+    let (point, image) = (point.display(), image.display());
+    sh(&format!(
+        "umount {point}; debugfs -w -R 'clri tracked/damaged' {image}; mount -o loop {image} {point}"
+    ));
+    assert!(fs::read_dir(directory.join("damaged")).is_err());
+    let shell = writer_behind_a_dead_mount(&directory, "f");
+    let dead = clean_dead_mount(&directory).unwrap().expect("the mount is dead");
+    fs::remove_file(directory.join("f")).unwrap();
+
+    let mut fx = Fixture::over(volume, directory.clone(), Kind::Ext4, true, |options| {
+        options.foreign = dead.writers;
+    });
+    let losses = fx.stacked().report().losses.join("\n");
+    assert!(losses.contains("was not found again"), "{losses}");
+    let lost = Said::LostSight(fx.stacked().root_handle().clone());
+    assert_eq!(fx.recorder.take(), [lost.clone()]);
+    let source = fx.stacked().source();
+    for _ in 0..2 {
+        source.drain(None).unwrap();
+        assert_eq!(fx.recorder.take(), [lost.clone()]);
+    }
+    assert_eq!(fx.stacked().foreign_writers().len(), 1);
+    drop(shell);
+    fx.recorder.wait_until("the last that it wrote is told", |said, _| said.contains(&lost));
+    let begin = std::time::Instant::now();
+    while !fx.stacked().foreign_writers().is_empty() {
+        assert!(begin.elapsed() < std::time::Duration::from_secs(60), "it is not taken back");
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    fx.recorder.take();
+    source.drain(None).unwrap();
+    assert_eq!(fx.recorder.take(), []);
+    drop(source);
+    fx.uncover();
+}
+
+/// Other mounts of the same filesystem inside the directory do not hide who writes to the directory itself.
+#[test]
+fn a_writer_from_before_is_found_beside_a_nested_mount_of_the_same_filesystem() {
+    let volume = Volume::new(Kind::Scratch);
+    let directory = volume.path();
+    fs::create_dir_all(directory.join("n")).unwrap();
+    fs::create_dir_all(directory.join("d")).unwrap();
+    sh_in(&directory, "mount --bind d n");
+    let mut shell = Shell::new(&directory);
+    shell.run("exec 5> old 6> n/inside; cd /; echo open");
+    let mut fx = Fixture::over(volume, directory.clone(), Kind::Scratch, true, |_| {});
+    let paths: Vec<_> = fx.stacked().foreign_writers().into_iter().map(|writer| writer.path).collect();
+    assert_eq!(paths, [std::path::Path::new("old")]);
+    shell.run("exec 5>&- 6>&-; echo closed");
+    fx.uncover();
+    sh_in(&directory, "umount n");
+}
+
 #[test]
 fn the_same_directory_can_be_covered_again_and_again() {
     let volume = Volume::new(Kind::Scratch);

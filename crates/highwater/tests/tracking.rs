@@ -100,8 +100,16 @@ fn a_killed_tracker_leaves_the_directory_closed_and_the_next_one_recovers() {
 #[test]
 fn a_tracker_that_dies_while_the_next_one_looks_is_followed_by_it() {
     let mut tree = Tree::new();
-    tree.track();
+    let pid = tree.track();
     tree.signal(Signal::STOP);
+    // A thread that still runs could answer.
+    eventually("all threads of the tracker are stopped", || {
+        let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+        threads.map(|thread| thread.unwrap().path().join("stat")).all(|stat| {
+            let stat = fs::read_to_string(stat).unwrap();
+            stat.rsplit_once(") ").unwrap().1.starts_with('T')
+        })
+    });
     let mut next = tree.command(&["track", "tree"]);
     let mut next = next.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
     let wchan = format!("/proc/{}/wchan", next.id());

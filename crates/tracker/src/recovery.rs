@@ -45,8 +45,6 @@ pub struct Opening {
     pub crashed: bool,
     /// Directories and objects that will be handed out again because of that.
     pub recovered: u64,
-    /// Of these, the objects that had an intent of their own: every one that was open for writing among them.
-    pub objects: Vec<FileHandle>,
     /// A catch-up scan will begin with [`Tracker::start`].
     pub catching_up: bool,
     /// Every consumer is fresh, and why.
@@ -189,7 +187,6 @@ impl<S: Storage> Tracker<S> {
             new: is_new,
             crashed: found.crashed,
             recovered: (found.directories.len() + found.moves.len() + found.objects.len()) as u64,
-            objects: found.objects.keys().cloned().collect(),
             catching_up: found.gap_began_ns.is_some() && found.lost.is_none(),
             fresh: damage.or_else(|| found.lost.clone()),
         };

@@ -74,6 +74,22 @@ pub(super) fn directory(given: &Path, source: SourceKind) -> Result<Directory, F
     Ok(Directory { path, is_dead_mount })
 }
 
+/// How long the process of a tracker that is dead may take to exit: it may be writing a core, or wait for a disk.
+const EXIT_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Waits for a tracker that is ending: its mount is dead, or its first thread, but not all of its locks are free yet.
+pub(super) fn end_of_the_last(runtime: &RuntimeDirectory, directory: &Directory) -> Result<(), Failure> {
+    let last = Registration::read(runtime, &directory.path).map_err(anyhow::Error::from)?;
+    if let Some(last) = last.filter(|last| directory.is_dead_mount || !last.is_alive()) {
+        let ended =
+            last.wait_for_end(EXIT_PATIENCE).context("cannot wait for the end of the last tracker")?;
+        if !ended {
+            tracing::warn!("the last tracker, pid {}, is dead but does not exit", last.pid);
+        }
+    }
+    Ok(())
+}
+
 /// The message for a directory whose lock is taken.
 pub(super) fn already_tracked(runtime: &RuntimeDirectory, path: &Path) -> Failure {
     let by = match Registration::read(runtime, path) {

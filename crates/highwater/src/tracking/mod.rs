@@ -100,6 +100,7 @@ impl Tracking {
         let runtime = RuntimeDirectory::of_this_user().map_err(anyhow::Error::from)?;
         runtime.make().map_err(anyhow::Error::from)?;
         let path = &directory.path;
+        checks::end_of_the_last(&runtime, &directory)?;
         let Some(lock) = DirectoryLock::take(&runtime, path).map_err(anyhow::Error::from)? else {
             return Err(checks::already_tracked(&runtime, path));
         };
@@ -223,7 +224,6 @@ fn cover(
         passthrough: request.passthrough,
         // They went on writing past the dead mount, and still do.
         replaces,
-        written: opening.objects.clone(),
         foreign: dead_mount.map(|dead| dead.writers).unwrap_or_default(),
         instance,
         ..Default::default()

@@ -29,7 +29,7 @@ pub(crate) fn stopped(arguments: &ProductArgs) -> Result<String> {
         }
     };
     let pid = stage.tracking.as_ref().map_or(0, crate::product::Tracking::pid);
-    signal(pid, Signal::STOP)?;
+    stop(pid)?;
     let waited = std::thread::scope(|scope| -> Result<Duration> {
         scope.spawn(|| write(0, 20));
         // The deadline is the client's as well: the server cannot keep it.
@@ -48,7 +48,7 @@ pub(crate) fn stopped(arguments: &ProductArgs) -> Result<String> {
     ensure!(written.load(Ordering::Relaxed) == 20, "writers did not go on after SIGCONT");
     stage.check(Fresh::Never).context("after SIGCONT")?;
 
-    signal(pid, Signal::STOP)?;
+    stop(pid)?;
     std::thread::scope(|scope| -> Result<()> {
         scope.spawn(|| write(20, 40));
         std::thread::sleep(Duration::from_millis(200));
@@ -61,6 +61,19 @@ pub(crate) fn stopped(arguments: &ProductArgs) -> Result<String> {
         "writers waited and went on; a barrier with a deadline of 1 s gave up after {:.1} s; nothing lost, also after kill -9",
         waited.as_secs_f64()
     ))
+}
+
+/// Stops a process, and returns when all of its threads have: one that still runs answers.
+fn stop(pid: u32) -> Result<()> {
+    signal(pid, Signal::STOP)?;
+    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let stat = thread?.path().join("stat");
+        eventually("a thread of the tracker to stop", || {
+            // The name, in parentheses, may have any letter.
+            Ok(fs::read_to_string(&stat)?.rsplit_once(") ").is_some_and(|(_, state)| state.starts_with('T')))
+        })?;
+    }
+    Ok(())
 }
 
 /// SIGTERM at moments at which there is much to do.
