@@ -183,13 +183,31 @@ __attribute__((noinline)) int is_request_of(u64 word, u64 task, u64 ring)
 #define LEADS 1
 #define REQUEST 2
 
-/* A function of its own, verified on its own: within the loop below the verifier would try every combination. */
+/* Functions of their own are verified on their own, once: within the loops below, or for each way to them in the program, the verifier
+ * would try every combination. It is most of what a start costs. */
 __attribute__((noinline)) int judge(u64 word, u64 superblock, u64 task, u64 ring)
 {
 	int found = leads_to(word, superblock) ? LEADS : 0;
 
 	if (ring && is_request_of(word, task, ring))
 		found |= REQUEST;
+	return found;
+}
+
+/* What is in the first words of the copy of a stack. */
+__attribute__((noinline)) int search(u32 words, u64 superblock, u64 task, u64 ring)
+{
+	u32 zero = 0, i;
+	int found = 0;
+	struct stack *copy = bpf_map_lookup_elem(&stack, &zero);
+
+	if (!copy)
+		return LEADS | REQUEST;
+	for (i = 0; i < STACK_WORDS; i++) {
+		if (i >= words)
+			break;
+		found |= judge(copy->words[i], superblock, task, ring);
+	}
 	return found;
 }
 
@@ -224,23 +242,30 @@ __attribute__((noinline)) u32 called_from(u32 chain, u64 address)
 	return NO;
 }
 
+/* Whether the first words of the copy of a stack are a whole chain. */
+__attribute__((noinline)) int is_complete(u32 frames)
+{
+	u32 zero = 0, i, chain = IN_A_WAIT;
+	struct stack *copy = bpf_map_lookup_elem(&stack, &zero);
+
+	if (!copy)
+		return 0;
+	for (i = 0; i < FRAMES; i++) {
+		if (i >= frames)
+			break;
+		chain = called_from(chain, copy->words[i]);
+	}
+	return chain == COMPLETE;
+}
+
 /* (B) Whether the whole chain of calls of a task, from the entry of the system call to where it waits, is known: the call writes to a pipe,
  * a socket, a terminal or an event counter, or opens a FIFO. As in (S), the answer counts only if the task did not run meanwhile. */
 ALWAYS_INLINE int waits_for_a_reader(struct task_struct *task, struct stack *room)
 {
 	long size = bpf_get_task_stack(task, room->words, FRAMES * 8, 0);
-	u32 frames, i, chain = IN_A_WAIT;
 
 	/* A chain that fills the room may be cut off; its end is then not the entry. */
-	if (size <= 0)
-		return 0;
-	frames = (u32)size / 8;
-	for (i = 0; i < FRAMES; i++) {
-		if (i >= frames)
-			break;
-		chain = called_from(chain, room->words[i]);
-	}
-	return chain == COMPLETE;
+	return size > 0 && is_complete((u32)size / 8);
 }
 
 /* (S) Whether the task sleeps, or waits for a processor, with nothing of the superblock in its kernel stack, or (B). All registers of a task that
@@ -250,7 +275,7 @@ ALWAYS_INLINE int is_elsewhere(struct task_struct *task, u64 superblock, u64 rin
 {
 	unsigned long voluntary = task->nvcsw, involuntary = task->nivcsw;
 	u64 bottom, top, size;
-	u32 zero = 0, words, i;
+	u32 zero = 0;
 	int found = ring ? 0 : REQUEST;
 	u64 self;
 	struct stack *copy = bpf_map_lookup_elem(&stack, &zero);
@@ -271,12 +296,7 @@ ALWAYS_INLINE int is_elsewhere(struct task_struct *task, u64 superblock, u64 rin
 		return 0;
 	if (bpf_probe_read_kernel(copy->words, size, (const void *)bottom))
 		return 0;
-	words = size / 8;
-	for (i = 0; i < STACK_WORDS; i++) {
-		if (i >= words)
-			break;
-		found |= judge(copy->words[i], superblock, self, ring);
-	}
+	found |= search(size / 8, superblock, self, ring);
 	/* (B) Old pointers do not matter then. */
 	if (found == (LEADS | REQUEST) && is_call && waits_for_a_reader(task, copy))
 		found = 0;

@@ -8,6 +8,7 @@
 pub mod barrier;
 mod fanotify;
 mod kernel;
+mod loader;
 mod words;
 mod write_barrier;
 

@@ -8,11 +8,12 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use aya::maps::{Array, MapData};
 use aya::programs::{Iter, ProgramError};
-use aya::{Btf, Ebpf, include_bytes_aligned};
+use aya::{Ebpf, include_bytes_aligned};
 
 use super::error::{ScanError, StartError};
 use super::functions::Functions;
 use super::record::{Control, Kind, RECORD, Record, Scan, SwitchedOff};
+use crate::loader::Loader;
 
 static OBJECT: &[u8] = include_bytes_aligned!("../../bpf/scan.bpf.o");
 
@@ -32,12 +33,12 @@ pub(super) struct Programs {
 impl Programs {
     /// Loads the programs, fitted to the running kernel.
     pub(super) fn load() -> Result<Self, StartError> {
-        let btf = Btf::from_sys_fs().map_err(StartError::NoBtf)?;
+        let loader = Loader::shared().map_err(StartError::NoBtf)?;
         let refused = |error: Box<dyn std::error::Error + Send + Sync>| StartError::Refused(error);
-        let mut ebpf = Ebpf::load(OBJECT).map_err(|error| refused(Box::new(error)))?;
+        let mut ebpf = loader.load(OBJECT).map_err(|error| refused(Box::new(error)))?;
         for (name, over) in [(TASKS, "task"), (FILES, "task_file")] {
             iterator(&mut ebpf, name)
-                .and_then(|program| program.load(over, &btf))
+                .and_then(|program| program.load(over, loader.types()))
                 .map_err(|error| refused(Box::new(error)))?;
         }
         let mut map = |name: &str| {

@@ -20,11 +20,12 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use super::HashSet;
+use crate::loader::Loader;
 use crate::words;
 
 use aya::maps::{Array, MapData};
 use aya::programs::{Iter, ProgramError};
-use aya::{Btf, Ebpf, include_bytes_aligned};
+use aya::{Ebpf, include_bytes_aligned};
 use rustix::fs::{MemfdFlags, memfd_create};
 
 static OBJECT: &[u8] = include_bytes_aligned!("../../bpf/writers.bpf.o");
@@ -138,10 +139,10 @@ impl Holders {
         if std::fs::read_link("/proc/thread-self/ns/pid")?.as_os_str() != "pid:[4026531836]" {
             return Err("this is not the initial pid namespace".into());
         }
-        let btf = Btf::from_sys_fs()?;
-        let mut ebpf = Ebpf::load(OBJECT)?;
+        let loader = Loader::shared()?;
+        let mut ebpf = loader.load(OBJECT)?;
         for (name, over) in [(FILES, "task_file"), (MAPS, "task_vma"), (TASKS, "task")] {
-            program(&mut ebpf, name)?.load(over, &btf)?;
+            program(&mut ebpf, name)?.load(over, loader.types())?;
         }
         let control = ebpf.take_map("control").ok_or("the object has no map `control`")?;
         let control = Array::try_from(control)?;

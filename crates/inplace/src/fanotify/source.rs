@@ -26,6 +26,7 @@ use super::queue::Queue;
 use super::resolve::{Later, Links, Name, Resolved, resolve};
 use super::writers::{Found, Lookout, Writer};
 use super::{HashMap, HashSet};
+use crate::loader::Loader;
 use crate::write_barrier::{BarrierError, WriteBarrier};
 
 /// After events have come, the reader lets more of them come together: they cost less that way, and the kernel merges some.
@@ -194,6 +195,8 @@ impl Fanotify {
         })?;
         let wake = rustix::event::eventfd(0, EventfdFlags::CLOEXEC).map_err(failed)?;
         let root = rustix::io::fcntl_dupfd_cloexec(below.root(), 0).map_err(failed)?;
+        // For the barrier and the lookout; where there is none, both have to do without.
+        let _loader = Loader::shared();
         let barrier = barrier(&root).map_err(|source| OpenError::Barrier { source })?;
         let lookout = Lookout::new(below.root());
         let lookout_name = lookout.name();
