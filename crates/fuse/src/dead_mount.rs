@@ -15,7 +15,7 @@ use rustix::mount::{MountPropagationFlags, OpenTreeFlags, UnmountFlags};
 use crate::foreign::{ForeignWriter, relative};
 use crate::mount::take_away;
 use crate::mountinfo;
-use crate::processes;
+use crate::processes::{self, Device};
 use crate::wire::device::last_errno;
 
 /// A dead mount.
@@ -30,6 +30,9 @@ pub struct DeadMount {
     pub complete: bool,
     /// It is still there, and is to be replaced by the new one: [`Options::replaces`](crate::Options::replaces).
     pub in_place: bool,
+    /// The devices of the mounts, several if they lay on top of each other; for
+    /// [`Options::dead_devices`](crate::Options::dead_devices) of this start and of later ones.
+    pub devices: Vec<Device>,
     /// The [`Options::instance`](crate::Options::instance) of each tracker that has left one, empty if it had none.
     pub instances: Vec<String>,
 }
@@ -78,7 +81,7 @@ pub fn find_dead_mount(directory: &Path) -> Result<Option<DeadMount>, DeadMountE
     let instances = ours.iter().map(|mount| crate::mount::instance_of(&mount.source)).collect();
     let found = processes::writers(|writer, _| devices.contains(&writer.device));
     let writers = found.writers.into_iter().filter_map(|writer| relative(writer, &directory)).collect();
-    Ok(Some(DeadMount { directory, writers, complete: found.settled, in_place: true, instances }))
+    Ok(Some(DeadMount { directory, writers, complete: found.settled, in_place: true, devices, instances }))
 }
 
 /// The mounts of this crate that lie on top of each other on the directory, if the uppermost mount is one.
@@ -123,10 +126,12 @@ pub fn clean_dead_mount(directory: &Path) -> Result<Option<DeadMount>, DeadMount
             writers: Vec::new(),
             complete: true,
             in_place: false,
+            devices: Vec::new(),
             instances: Vec::new(),
         });
         dead.writers.extend(writers);
         dead.complete &= found.settled;
+        dead.devices.push(mount.device);
         take_away(&directory, true).map_err(|errno| DeadMountError::Refused {
             directory: directory.clone(),
             source: errno.into(),

@@ -163,8 +163,7 @@ impl Filesystem {
         let mut behind_dead = dead;
         for writer in found.writers {
             if dead_devices.contains(&writer.device) {
-                // A mount of an earlier tracker that has been taken away: its path begins at its own root. Of other dead servers,
-                // only what has the inode number of an object here is taken for one, which does no harm.
+                // A mount that has been taken away: its path begins at its own root.
                 behind_dead.extend(relative(writer, Path::new("/")));
                 continue;
             }
@@ -198,7 +197,10 @@ impl Filesystem {
         for writer in writers {
             match self.locate(&writer.path).filter(|there| self.is_surely(there, &writer)) {
                 Some(located) => sought.located.push((writer, located)),
-                None => moved.push(writer),
+                None if self.options.dead_devices.contains(&writer.device) => moved.push(writer),
+                // Of another tree, or of a tracker of which nothing is known any more. In the former case it did no harm to take an
+                // object for its own that has its path and its inode number.
+                None => {}
             }
         }
         if moved.is_empty() {
@@ -220,7 +222,7 @@ impl Filesystem {
             if !is_found && !search.is_complete {
                 sought.lost.push(writer);
             }
-            // Else no name leads to it, or it is of another tree.
+            // Else no name leads to it.
         }
     }
 
@@ -335,12 +337,9 @@ impl Filesystem {
                 .map(|writer| (writer.device.major, writer.device.minor, writer.inode))
                 .collect()
         };
-        // What the last of them has written is to be told as well.
-        self.tell_lost();
         let mut ended = Vec::new();
-        {
+        let has_lost_one = {
             let mut known = self.foreign.0.lock();
-            known.lost.retain(|writer| held.contains(&writer.key()));
             known.objects.retain(|handle, object| {
                 let keep = object.holders.iter().any(|writer| held.contains(&writer.key()));
                 if !keep {
@@ -348,6 +347,12 @@ impl Filesystem {
                 }
                 keep
             });
+            known.lost.iter().any(|writer| !held.contains(&writer.key()))
+        };
+        if has_lost_one {
+            // What the last of them has written is to be told as well.
+            self.tell_lost();
+            self.foreign.0.lock().lost.retain(|writer| held.contains(&writer.key()));
         }
         for (handle, fd) in ended {
             self.touched_past_the_mount(&handle);

@@ -50,6 +50,7 @@ pub use covered::{Covered, CoveredError};
 pub use dead_mount::{DeadMount, DeadMountError, clean_dead_mount, find_dead_mount};
 pub use foreign::ForeignWriter;
 pub use mount::{MountError, UnmountError};
+pub use processes::Device;
 pub use processes::Holder;
 #[doc(hidden)]
 pub use sections::{Sections, WriteSection};

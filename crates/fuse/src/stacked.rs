@@ -45,6 +45,9 @@ pub struct Options {
     pub clone_device: bool,
     /// Writers of a mount that a tracker left behind, from [`find_dead_mount`](crate::find_dead_mount).
     pub foreign: Vec<ForeignWriter>,
+    /// The devices of the mounts of earlier trackers of this tree that were killed: who writes through one of them writes to this tree,
+    /// wherever his path leads now. Of other dead servers nobody can know.
+    pub dead_devices: Vec<Device>,
     /// That mount is still in its place ([`DeadMount::in_place`](crate::DeadMount::in_place)).
     pub replaces: bool,
     /// Which start of a tracker this is: a mark on the mount, by which its dead mount is told from that of another tracker. Letters,
@@ -60,6 +63,7 @@ impl Default for Options {
             passthrough: true,
             clone_device: true,
             foreign: Vec::new(),
+            dead_devices: Vec::new(),
             replaces: false,
             instance: String::new(),
         }

@@ -6,7 +6,7 @@ mod support;
 
 use std::ffi::OsStr;
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::net::UnixDatagram;
@@ -94,6 +94,33 @@ fn a_killed_tracker_leaves_the_directory_closed_and_the_next_one_recovers() {
     let (status, stderr) = tree.ended();
     assert_eq!(status, Some(0));
     assert!(stderr.contains("did not stop cleanly"), "{stderr}");
+}
+
+/// A program goes on writing through a mount whose tracker is dead. Its file is renamed under the next tracker, and the one after that
+/// has nothing of it but an inode number: its mount is in no list any more.
+#[test]
+fn who_writes_through_two_kills_is_told_by_the_name_that_the_file_has_now() {
+    let mut tree = Tree::new();
+    fs::create_dir(tree.dir().join("d")).unwrap();
+    tree.track();
+    tree.done(&["consumer", "add", "tree", "c"]);
+    tree.done(&["run", "tree", "--consumer", "c", "--", "true"]);
+    let mut file = fs::OpenOptions::new().append(true).create(true).open(tree.dir().join("d/f")).unwrap();
+    tree.kill();
+    tree.track();
+    fs::rename(tree.dir().join("d"), tree.dir().join("e")).unwrap();
+    tree.kill();
+    tree.track();
+    tree.done(&["run", "tree", "--consumer", "c", "--", "true"]);
+    for text in ["one", "two"] {
+        file.write_all(text.as_bytes()).unwrap();
+        let told = lines(&tree.done(&["changes", "tree", "--consumer", "c", "--format", "json"]));
+        assert!(told[1..].iter().any(|line| line["path"] == "e/f"), "after {text}: {told:?}");
+        tree.done(&["ack", "tree", "--consumer", "c", told[0]["cursor"].as_str().unwrap()]);
+    }
+    assert_eq!(fs::read(tree.dir().join("e/f")).unwrap(), b"onetwo");
+    drop(file);
+    tree.done(&["stop", "tree"]);
 }
 
 /// What looks at the directory while its tracker dies is told so by the kernel in other words than what comes later.

@@ -23,11 +23,13 @@ pub trait WriteBarrier: Send + Sync + 'static {
     fn name(&self) -> &'static str;
 }
 
-/// What a barrier did not wait for and has found: it is reported in this batch and in the next one.
+/// What a barrier did not wait for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CarriedOver {
-    /// Objects with asynchronous I/O in flight, or whose writer is stopped or traced.
+    /// Objects with asynchronous I/O in flight, or whose writer is stopped or traced. They are reported in this batch and in the next one.
     pub objects: Vec<FileHandle>,
+    /// Who may write inside the kernel without being seen, a sentence for each; for `status`.
+    pub not_covered: Vec<String>,
 }
 
 /// Who holds a barrier up.

@@ -11,7 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use highwater_inplace::{BarrierError, CarriedOver, Fanotify, Freeze, OpenError, WriteBarrier};
+use highwater_inplace::{BarrierError, CarriedOver, Fanotify, Freeze, Holdup, OpenError, WriteBarrier};
 use highwater_journal::Directory;
 use highwater_tracker::{Config, Cursor, Line, LineKind, RequestError, Since, Tracker, VolumeFacts};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
@@ -456,9 +456,15 @@ fn a_barrier_that_does_not_hold_costs_nothing_but_time() {
     let scratch = Scratch::new();
     let mut volume = Volume::open(&scratch);
     fs::write(scratch.tree().join("a"), "x").unwrap();
-    volume.barrier.act(|| Err(BarrierError::Deadline { holdups: Vec::new() }));
+    let call = Some("pwrite64".to_owned());
+    let holdup = Holdup { tid: 4711, command: "dd".to_owned(), call };
+    volume.barrier.act(move || Err(BarrierError::Deadline { holdups: vec![holdup.clone()] }));
     let error = volume.tracker.changes(&Since::Cursor(volume.cursor), None).unwrap_err();
     assert!(matches!(error, RequestError::Deadline { .. }), "{error:?}");
+    assert!(error.to_string().ends_with(": held up by dd (thread 4711) in pwrite64"), "{error}");
+    volume.barrier.act(|| Err(BarrierError::Deadline { holdups: Vec::new() }));
+    let error = volume.tracker.changes(&Since::Cursor(volume.cursor), None).unwrap_err();
+    assert!(error.to_string().ends_with("modifications in flight"), "{error}");
     volume.barrier.act(|| Err(BarrierError::Failed { source: io::Error::other("broken") }));
     let error = volume.tracker.changes(&Since::Cursor(volume.cursor), None).unwrap_err();
     assert!(matches!(error, RequestError::Source { .. }), "{error:?}");
@@ -473,7 +479,7 @@ fn what_a_barrier_carries_over_is_told_twice() {
     fs::write(&file, "x").unwrap();
     let mut volume = Volume::open(&scratch);
     let handle = Fanotify::handle_of(&file).unwrap();
-    volume.barrier.act(move || Ok(CarriedOver { objects: vec![handle.clone()] }));
+    volume.barrier.act(move || Ok(CarriedOver { objects: vec![handle.clone()], ..CarriedOver::default() }));
     assert_eq!(volume.told(), ["modified a"]);
     volume.barrier.rest();
     assert_eq!(volume.told(), ["modified a"]);

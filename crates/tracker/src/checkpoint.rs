@@ -114,7 +114,7 @@ impl Checkpoints {
                 None => self.catch_up.1.wait(&mut state),
                 Some(deadline) => {
                     if self.catch_up.1.wait_until(&mut state, deadline).timed_out() {
-                        return Err(RequestError::Deadline { waiting_for: "the catch-up scan" });
+                        return Err(RequestError::Deadline { waiting_for: "the catch-up scan".into() });
                     }
                 }
             }
@@ -139,7 +139,7 @@ impl<S: Storage> Shared<S> {
             Some(deadline) => checkpoints
                 .turn
                 .try_lock_until(deadline)
-                .ok_or(RequestError::Deadline { waiting_for: "the checkpoint before this one" })?,
+                .ok_or(RequestError::Deadline { waiting_for: "the checkpoint before this one".into() })?,
         };
         if turn.ended > begun_before {
             // A checkpoint that began after this call has ended: it is this call's as well.
@@ -263,8 +263,11 @@ impl<S: Storage> Shared<S> {
 
 /// Tells an error of the source from a deadline that has passed in it.
 fn from_source(doing: &'static str, waiting_for: &'static str) -> impl FnOnce(io::Error) -> RequestError {
-    move |source| match source.kind() {
-        io::ErrorKind::TimedOut => RequestError::Deadline { waiting_for },
+    move |source| match (source.kind(), source.get_ref()) {
+        (io::ErrorKind::TimedOut, Some(whom)) => {
+            RequestError::Deadline { waiting_for: format!("{waiting_for}: {whom}").into() }
+        }
+        (io::ErrorKind::TimedOut, None) => RequestError::Deadline { waiting_for: waiting_for.into() },
         _ => RequestError::Source { doing, source },
     }
 }

@@ -71,7 +71,7 @@ impl<S: Storage> Shared<S> {
             }
             Some(deadline) => barrier
                 .synchronize_deadline(deadline)
-                .map_err(|DeadlineExceeded| RequestError::Deadline { waiting_for }),
+                .map_err(|DeadlineExceeded| RequestError::Deadline { waiting_for: waiting_for.into() }),
         }
     }
 

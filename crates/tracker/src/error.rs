@@ -1,5 +1,6 @@
 //! What can go wrong, one enum per kind of call.
 
+use std::borrow::Cow;
 use std::error::Error;
 use std::io;
 use std::path::PathBuf;
@@ -110,8 +111,8 @@ pub enum RequestError {
     /// The time that was given ran out.
     #[error("the deadline passed while waiting for {waiting_for}")]
     Deadline {
-        /// What held it up.
-        waiting_for: &'static str,
+        /// What held it up; and by whom, where the source can tell.
+        waiting_for: Cow<'static, str>,
     },
     /// The source or the tracked filesystem failed.
     #[error("cannot {doing}")]

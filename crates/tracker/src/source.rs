@@ -24,7 +24,8 @@ use crate::{EntryTimes, FileHandle, ObjectType, Place, Sample};
 /// [`places`](Source::places) is called with the tracker's record lock held and must not call the tracker; the other methods
 /// are called without it, by the thread that runs a checkpoint, never by a thread that is inside a write section.
 ///
-/// A method that is given a deadline fails with [`io::ErrorKind::TimedOut`] when it has passed.
+/// A method that is given a deadline fails with [`io::ErrorKind::TimedOut`] when it has passed; the error's text may say who held it
+/// up, and is passed on.
 pub trait Source: Send + Sync + 'static {
     /// Returns once what every ended write section did is visible to all readers of the tracked tree.
     ///

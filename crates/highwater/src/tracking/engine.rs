@@ -94,8 +94,12 @@ impl Engine {
 
     /// What is lost with this mount, one sentence each; of many the first ones.
     pub(super) fn losses(&self) -> Vec<String> {
-        let Source::Stacked(stacked) = &self.source else { return Vec::new() };
-        let all = &stacked.report().losses;
+        let all = match &self.source {
+            Source::Stacked(stacked) => stacked.report().losses.clone(),
+            Source::InPlace { fanotify, .. } => {
+                fanotify.lock().unwrap_or_else(PoisonError::into_inner).not_covered()
+            }
+        };
         let mut told: Vec<String> = all.iter().take(LOSSES_TOLD_MAX).cloned().collect();
         if all.len() > told.len() {
             told.push(format!("and {} more like that", all.len() - told.len()));

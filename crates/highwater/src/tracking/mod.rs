@@ -217,15 +217,18 @@ fn cover(
     let left = dead_mount.as_ref().filter(|dead| dead.complete && tree.has_mounted(&dead.instances));
     let unbroken = left.is_some();
     let instance = state::new_instance();
-    let kept = left.map_or(&[][..], |dead| &dead.instances);
-    state::Tree::store(&state, path, &covered.origin(), kept, &instance)
+    let mut mounts = left.map_or_else(Vec::new, |dead| dead.instances.clone());
+    mounts.push(instance.clone());
+    let boot_id = boot_id()?;
+    let mut dead_devices = tree.dead_devices(&boot_id);
+    if let Some(dead) = &dead_mount {
+        dead_devices.retain(|device| !dead.devices.contains(device));
+        dead_devices.extend(&dead.devices);
+    }
+    state::Tree::store(&state, path, &covered.origin(), &mounts, (&dead_devices, &boot_id))
         .map_err(|error| state::explain(error, state_path))?;
-    let facts = VolumeFacts {
-        root: covered.root_handle().clone(),
-        directory: path.to_owned(),
-        boot_id: boot_id()?,
-        unbroken,
-    };
+    let facts =
+        VolumeFacts { root: covered.root_handle().clone(), directory: path.to_owned(), boot_id, unbroken };
     let filesystem = covered.filesystem().to_owned();
     let (tracker, opening) = Tracker::open(state, facts, request.config.clone())
         .map_err(|error| state::explain(anyhow::Error::from(error), state_path))?;
@@ -234,6 +237,7 @@ fn cover(
         // They went on writing past the dead mount, and still do.
         replaces,
         foreign: dead_mount.map(|dead| dead.writers).unwrap_or_default(),
+        dead_devices,
         instance,
         ..Default::default()
     };
@@ -304,15 +308,12 @@ fn track_in_place(
     let origin = Covered::open(path).map_err(anyhow::Error::from)?.origin();
     let tree = state::Tree::read(&state).map_err(|error| state::explain(error, state_path))?;
     tree.check(&origin).map_err(|error| state::explain(error, state_path))?;
+    let boot_id = boot_id()?;
     // No mount: one that a tracker before this one has left proves nothing any more.
-    state::Tree::store(&state, path, &origin, &[], &state::new_instance())
+    state::Tree::store(&state, path, &origin, &[], (&tree.dead_devices(&boot_id), &boot_id))
         .map_err(|error| state::explain(error, state_path))?;
-    let facts = VolumeFacts {
-        root: fanotify.root_handle().clone(),
-        directory: path.to_owned(),
-        boot_id: boot_id()?,
-        unbroken: false,
-    };
+    let root = fanotify.root_handle().clone();
+    let facts = VolumeFacts { root, directory: path.to_owned(), boot_id, unbroken: false };
     let (tracker, opening) = Tracker::open(state, facts, request.config.clone())
         .map_err(|error| state::explain(anyhow::Error::from(error), state_path))?;
     let mount = Mount::of(path).with_context(|| format!("cannot find the mount of {}", quote_path(path)))?;

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
 use highwater_client::directory_key;
+use highwater_fuse::Device;
 use highwater_journal::{Directory, Storage as _};
 use highwater_tracker::state_file;
 use rustix::io::Errno;
@@ -127,7 +128,8 @@ pub(super) fn open(path: &Path) -> Result<Directory, Failure> {
 /// What a state knows of the tree besides what the tracker knows: the state file `tree`.
 ///
 /// `filesystem` and `born` are the tree's origin: the root of another machine's filesystem has the same handle. `mount` is a mark that a
-/// tracker of this state has put on its mount: only such a dead mount says that the tree has been covered since.
+/// tracker of this state has put on its mount: only such a dead mount says that the tree has been covered since. `dead` is the device of
+/// a mount whose tracker was killed, and the boot in which that was: programs may still write through it.
 #[derive(Debug, Default)]
 pub(super) struct Tree(Vec<(String, Vec<u8>)>);
 
@@ -168,16 +170,30 @@ impl Tree {
         instances.iter().all(|instance| self.values("mount").any(|known| known == instance.as_bytes()))
     }
 
-    /// Replaces the file: the mounts that are still there, and the one that is about to be made.
+    /// The devices of mounts whose trackers were killed since the system was booted, the newest last.
+    pub(super) fn dead_devices(&self, boot_id: &str) -> Vec<Device> {
+        let of_this_boot = |line: &[u8]| {
+            let (device, boot) = std::str::from_utf8(line).ok()?.split_once(' ')?;
+            device.parse().ok().filter(|_| boot == boot_id)
+        };
+        self.values("dead").filter_map(of_this_boot).collect()
+    }
+
+    /// Replaces the file: the mounts that are still there, the one that is about to be made, and the dead ones.
     pub(super) fn store(
         state: &Directory,
         directory: &Path,
         origin: &[(&'static str, String)],
-        kept: &[String],
-        new: &str,
+        mounts: &[String],
+        (dead, boot_id): (&[Device], &str),
     ) -> Result<(), anyhow::Error> {
-        let mounts = kept.iter().map(String::as_str).chain([new]).map(|instance| ("mount", instance));
+        // A program that goes on writing through so many kills is found by its path only.
+        const DEAD_MAX: usize = 256;
+        let dead = &dead[dead.len().saturating_sub(DEAD_MAX)..];
+        let dead: Vec<String> = dead.iter().map(|device| format!("{device} {boot_id}")).collect();
+        let mounts = mounts.iter().map(|instance| ("mount", instance.as_str()));
         let lines = origin.iter().map(|(key, value)| (*key, value.as_str())).chain(mounts);
+        let lines = lines.chain(dead.iter().map(|line| ("dead", line.as_str())));
         let lines = lines.map(|(key, value)| (key, value.as_bytes().to_vec()));
         let directory = ("directory", directory.as_os_str().as_bytes().to_vec());
         let written = state_file::write(state, TREE_FILE, [directory].into_iter().chain(lines));

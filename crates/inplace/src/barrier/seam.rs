@@ -30,7 +30,8 @@ impl WriteBarrier for FilesystemBarrier {
                 Err(source) => return Err(write_barrier::BarrierError::Failed { source }),
             }
         }
-        Ok(write_barrier::CarriedOver { objects })
+        let not_covered = passed.not_covered.iter().map(ToString::to_string).collect();
+        Ok(write_barrier::CarriedOver { objects, not_covered })
     }
 
     fn name(&self) -> &'static str {

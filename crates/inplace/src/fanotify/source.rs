@@ -134,6 +134,7 @@ struct Shared {
     resolve_us: AtomicU64,
     barrier_us: AtomicU64,
     search_us: AtomicU64,
+    not_covered: Mutex<Vec<String>>,
     lookout_name: &'static str,
 }
 
@@ -213,6 +214,7 @@ impl Fanotify {
             resolve_us: AtomicU64::new(0),
             barrier_us: AtomicU64::new(0),
             search_us: AtomicU64::new(0),
+            not_covered: Mutex::default(),
             lookout_name,
         });
         Ok(Self { shared, reader: None })
@@ -271,6 +273,11 @@ impl Fanotify {
     /// How open files are searched for.
     pub fn search_name(&self) -> &'static str {
         self.shared.lookout_name
+    }
+
+    /// Who may write inside the kernel without being waited for, as the last write barrier found; a sentence for each.
+    pub fn not_covered(&self) -> Vec<String> {
+        self.shared.not_covered.lock().clone()
     }
 
     /// The name of the write barrier.
@@ -400,6 +407,7 @@ impl Shared {
             digest.add(object.clone(), |touched| touched.modified = true);
         }
         drains.carried = carried.objects;
+        *self.not_covered.lock() = carried.not_covered;
         for (object, writer) in &drains.writers {
             if !writers.contains_key(object) {
                 let mapped = writer.mapped;
@@ -599,8 +607,10 @@ fn is_covered(now: &Writer, before: &Writer) -> bool {
 fn from_barrier(error: BarrierError) -> io::Error {
     match error {
         BarrierError::Deadline { holdups } => {
+            if holdups.is_empty() {
+                return io::ErrorKind::TimedOut.into();
+            }
             let who: Vec<String> = holdups.iter().map(ToString::to_string).collect();
-            tracing::info!("the write barrier was held up by {}", who.join(", "));
             io::Error::new(io::ErrorKind::TimedOut, format!("held up by {}", who.join(", ")))
         }
         BarrierError::Failed { source } => source,
