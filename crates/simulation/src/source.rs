@@ -146,6 +146,15 @@ impl Source for Seam {
         Err(io::Error::other("a simulated tree has no descriptors"))
     }
 
+    fn leads_to(&self, place: &Place) -> io::Result<Option<FileHandle>> {
+        let found = self.world(|world| {
+            let &[name] = &*place.name else { return None };
+            world.tree.core().lookup(ino_of(&place.parent), name).map(handle)
+        });
+        self.sim().pause();
+        found
+    }
+
     fn walk(
         &self,
         directory: &FileHandle,

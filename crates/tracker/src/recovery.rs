@@ -374,10 +374,19 @@ impl<S: Storage> Shared<S> {
 
     fn tell_each_found(&self, source: &dyn Source, found: &Found) -> io::Result<()> {
         let born_since_ns = found.window_began_ns.saturating_sub(slack_ns(BIRTH_SLACK));
+        let mut objects = existing_objects(source, found)?;
+        let has_nameless = objects.values().any(|object| object.places.is_empty());
         for directory in &found.directories {
             let mut born = Vec::new();
             let is_there = source.walk(directory, &mut |entry| {
                 born.extend(new_directory(entry, born_since_ns)?);
+                if has_nameless
+                    && let Some((object, ObjectType::File)) = entry.object()?
+                    && let Some(existing) = objects.get_mut(&object)
+                {
+                    let place = Place { parent: directory.clone(), name: entry.name().into() };
+                    existing.places.extend((!existing.places.contains(&place)).then_some(place));
+                }
                 Ok(())
             })?;
             if !is_there {
@@ -396,15 +405,13 @@ impl<S: Storage> Shared<S> {
                 self.tell_rescan(source, directory, true);
             }
         }
-        for (object, places) in &found.objects {
-            if source.sample(object)?.is_none() {
-                continue;
-            }
-            let near = parents(places.as_deref().unwrap_or_default());
+        for (object, Existing { places, nlink }) in objects {
+            let near = parents(&places);
+            let is_somewhere_else = places.is_empty() && nlink > 0;
             let body = Body::Recovered {
-                object: object.clone(),
+                object,
                 object_type: ObjectType::File,
-                places: places.clone(),
+                places: (!is_somewhere_else).then(|| places.clone()),
             };
             let recorded = self.log.lock().record_found(&self.journal, source, &near, &body);
             self.after_record(recorded);
@@ -417,6 +424,33 @@ impl<S: Storage> Shared<S> {
         let recorded = self.log.lock().record_found(&self.journal, source, &[directory], &body);
         self.after_record(recorded);
     }
+}
+
+/// An object that had an intent of its own and still exists.
+struct Existing {
+    /// Names that lead to it.
+    places: Vec<Place>,
+    /// How many it has.
+    nlink: u64,
+}
+
+/// The objects that had an intent of their own and still exist, each with those names in its intent that still lead to it.
+///
+/// Not all need be there: a name may have been unknown at the time of the intent, and those that were known be gone since. What was
+/// made since is in a directory that had an intent.
+fn existing_objects(source: &dyn Source, found: &Found) -> io::Result<BTreeMap<FileHandle, Existing>> {
+    let mut objects = BTreeMap::new();
+    for (object, intended) in &found.objects {
+        let Some(sample) = source.sample(object)? else { continue };
+        let mut places = Vec::new();
+        for place in intended.iter().flatten() {
+            if source.leads_to(place)?.as_ref() == Some(object) {
+                places.push(place.clone());
+            }
+        }
+        objects.insert(object.clone(), Existing { places, nlink: sample.nlink });
+    }
+    Ok(objects)
 }
 
 /// The handle of an entry, if it is a directory that was born since then, or may have been.

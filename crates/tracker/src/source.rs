@@ -81,6 +81,14 @@ pub trait Source: Send + Sync + 'static {
     /// The handle and the type of an entry of a directory opened by [`open_directory`](Source::open_directory).
     fn handle_at(&self, directory: &OwnedFd, name: &[u8]) -> io::Result<Option<(FileHandle, ObjectType)>>;
 
+    /// What a name leads to now; `None` if the name or its directory does not exist any more. For recovery.
+    ///
+    /// By default by [`open_directory`](Source::open_directory) and [`handle_at`](Source::handle_at).
+    fn leads_to(&self, place: &Place) -> io::Result<Option<FileHandle>> {
+        let Some(directory) = self.open_directory(&place.parent)? else { return Ok(None) };
+        Ok(self.handle_at(&directory, &place.name)?.map(|(handle, _)| handle))
+    }
+
     /// Shows each entry of a directory. `false` if it does not exist any more.
     ///
     /// For recovery and catch-up. By default by [`open_directory`](Source::open_directory), which is right for every real

@@ -302,6 +302,46 @@ fn a_writer_that_closes_while_the_horizon_moves_is_told_after_a_crash() {
     assert!(told.contains(&"modified f".to_owned()), "{told:?}");
 }
 
+/// Of a file with two names one is known when it gets its intent, and that one goes before the crash. What is known of names then is not
+/// what there is.
+#[test]
+fn a_file_that_lost_the_names_of_its_intent_is_told_by_another_one_after_a_crash() {
+    for is_known_again in [false, true] {
+        let directory = tempdir().unwrap();
+        let volume = Volume::open(directory.path());
+        volume.mkdir("d");
+        volume.mkdir("e");
+        volume.create("f");
+        std::fs::hard_link(volume.path("f"), volume.path("d/g")).unwrap();
+        volume.source.unknown.lock().unwrap().insert(volume.path("d/g"));
+        std::thread::sleep(Duration::from_millis(2100)); // Births are told apart by time, with two seconds of slack.
+        volume.tracker.advance_horizon().unwrap();
+        let object = handle(&volume.path("f"));
+        let section = volume.tracker.section();
+        section.intend(&[Intent::Object(&object)]).unwrap();
+        let sample = volume.source.sample(&object).unwrap().unwrap();
+        section.opened(&object, WriterMode { unseen: true, ..WriterMode::default() }, sample);
+        drop(section);
+        if is_known_again {
+            // Its directory has an intent: what is there now is found without a look at everything.
+            volume.rename("f", "e/h");
+        } else {
+            volume.remove("f");
+        }
+        let cursor = volume.now();
+        std::fs::write(volume.path("d/g"), "written past the source").unwrap();
+        drop(volume);
+        let volume = Volume::open(directory.path());
+        let told = volume.since(cursor).0;
+        let has = |line: &str| told.contains(&line.to_owned());
+        if is_known_again {
+            assert!(has("modified e/h") && !has("rescan* ."), "{told:?}");
+        } else {
+            assert!(has("rescan* ."), "{told:?}");
+        }
+    }
+}
+
 /// A directory that is made under an intent of the old window is older than the new one: recovery would not look into it.
 #[test]
 fn a_directory_made_before_the_window_but_recorded_in_it_has_an_intent_of_its_own() {

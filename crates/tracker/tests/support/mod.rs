@@ -26,6 +26,8 @@ pub(crate) struct TestSource {
     /// The kernel does not show what has been done: `settle` fails.
     pub(crate) is_unsettled: AtomicBool,
     pub(crate) synced: AtomicU64,
+    /// Names that the source has not met: it tells objects by others only.
+    pub(crate) unknown: Mutex<HashSet<PathBuf>>,
     /// Runs once, in the next `settle`: what other threads do while a checkpoint is under way.
     pub(crate) meanwhile: Mutex<Option<Box<dyn FnOnce() + Send>>>,
 }
@@ -82,7 +84,9 @@ impl Source for TestSource {
     }
 
     fn places(&self, object: &FileHandle) -> Option<Vec<Place>> {
-        Some(self.paths(object).iter().filter(|path| **path != self.root).map(|path| place(path)).collect())
+        let unknown = self.unknown.lock().unwrap();
+        let known = |path: &&PathBuf| **path != self.root && !unknown.contains(*path);
+        Some(self.paths(object).iter().filter(known).map(|path| place(path)).collect())
     }
 
     fn sample(&self, object: &FileHandle) -> io::Result<Option<Sample>> {
@@ -146,6 +150,7 @@ pub(crate) fn source(root: &Path) -> Arc<TestSource> {
         settled: AtomicU64::new(0),
         is_unsettled: AtomicBool::new(false),
         synced: AtomicU64::new(0),
+        unknown: Mutex::default(),
         meanwhile: Mutex::new(None),
     })
 }
