@@ -109,12 +109,16 @@ struct Volume {
 
 impl Volume {
     fn open(scratch: &Scratch) -> Self {
+        Self::open_at(scratch, &scratch.tree())
+    }
+
+    fn open_at(scratch: &Scratch, directory: &Path) -> Self {
         let barrier = Scripted::new();
         let given = barrier.clone();
-        let mut source = Fanotify::watch(&scratch.tree(), |_| Ok(Box::new(given))).unwrap();
+        let mut source = Fanotify::watch(directory, |_| Ok(Box::new(given))).unwrap();
         let facts = VolumeFacts {
             root: source.root_handle().clone(),
-            directory: scratch.tree(),
+            directory: directory.to_owned(),
             boot_id: "boot".to_owned(),
             unbroken: false,
         };
@@ -125,7 +129,7 @@ impl Volume {
         let mut volume = Self { source, tracker, barrier, cursor };
         // The holder of the first cursor may be reading anything, so that every move is told again; then only what it was told.
         for _ in 0..2 {
-            fs::write(scratch.tree().join("settle"), "x").unwrap();
+            fs::write(directory.join("settle"), "x").unwrap();
             volume.told();
         }
         volume
@@ -776,6 +780,45 @@ fn what_changed_while_nobody_tracked_is_caught_up_with() {
     let told = volume.told();
     assert!(told.iter().any(|line| line.starts_with("rescan d")), "{told:?}");
     assert!(told.contains(&"modified d/f".to_owned()), "{told:?}");
+}
+
+/// The root of an XFS filesystem: its inodes are read at once (bulkstat), and only what has changed is looked at.
+#[test]
+fn what_changed_on_the_whole_of_an_xfs_filesystem_is_caught_up_with_and_nothing_else() {
+    let scratch = Scratch::mounted(|mount| {
+        format!("truncate -s 400M {mount}.img; mkfs.xfs -q -f {mount}.img; mount -o loop {mount}.img {mount}")
+    });
+    let root = scratch.mount_point();
+    // More than one call returns, and in several allocation groups: each new directory goes to another one.
+    for directory in 0..8 {
+        fs::create_dir(root.join(format!("d{directory}"))).unwrap();
+        for file in 0..700 {
+            fs::write(root.join(format!("d{directory}/{file}")), "x").unwrap();
+        }
+    }
+    std::thread::sleep(Duration::from_millis(3500)); // A gap is widened by three seconds: clocks may differ.
+    let volume = Volume::open_at(&scratch, &root);
+    volume.tracker.advance_horizon().unwrap();
+    let cursor = volume.cursor;
+    drop(volume);
+    std::thread::sleep(Duration::from_millis(3500));
+    let mut expected = BTreeSet::new();
+    for directory in 0..8 {
+        for file in [3, 699] {
+            fs::write(root.join(format!("d{directory}/{file}")), "in the gap").unwrap();
+            expected.insert(format!("modified d{directory}/{file}"));
+        }
+    }
+    fs::remove_file(root.join("d7/17")).unwrap();
+    // All of it: the root has changed as well, so that it may have been moved there.
+    expected.insert("rescan d7 all".to_owned());
+    let mut volume = Volume::open_at(&scratch, &root);
+    volume.cursor = cursor;
+    let mut told = volume.told_in_any_order();
+    // By the opening itself, each time.
+    told.remove("modified settle");
+    told.remove("rescan .");
+    assert_eq!(told, expected);
 }
 
 #[test]

@@ -187,6 +187,11 @@ impl Entry for Found<'_> {
         std::slice::from_ref(&self.name)
     }
 
+    /// Nobody asks: `changed_since` is as it is by default.
+    fn inode_number(&self) -> u64 {
+        0
+    }
+
     fn may_be_directory(&self) -> bool {
         true
     }

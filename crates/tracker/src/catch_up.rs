@@ -14,6 +14,7 @@
 //!
 //! What fails on the way makes consumers fresh.
 
+use std::collections::HashSet;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -49,6 +50,8 @@ struct Walk {
     is_over: AtomicBool,
     failure: Mutex<Option<io::Error>>,
     began_ns: i128,
+    /// The only files that have to be looked at, if that could be found out beforehand. What is changed later is seen by the source.
+    changed: Option<HashSet<u64>>,
 }
 
 impl<S: Storage> Shared<S> {
@@ -97,6 +100,7 @@ impl<S: Storage> Shared<S> {
             is_over: AtomicBool::new(false),
             failure: Mutex::new(None),
             began_ns: i128::from(began_ns),
+            changed: source.changed_since(i128::from(began_ns))?,
         };
         if let Some(root) = source.sample(&self.facts.root)? {
             if root.ctime_ns >= walk.began_ns {
@@ -158,6 +162,10 @@ impl<S: Storage> Shared<S> {
     ) -> io::Result<()> {
         // ORDERING: a figure for `status`.
         self.checkpoints.caught_up_objects.fetch_add(1, Ordering::Relaxed);
+        let is_changed = walk.changed.as_ref().is_none_or(|changed| changed.contains(&entry.inode_number()));
+        if !is_changed && !entry.may_be_directory() {
+            return Ok(());
+        }
         let Some(times) = entry.times()? else { return Ok(()) };
         let in_gap = times.ctime_ns >= walk.began_ns;
         if !in_gap && !times.is_directory {

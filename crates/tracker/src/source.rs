@@ -81,6 +81,12 @@ pub trait Source: Send + Sync + 'static {
     /// The handle and the type of an entry of a directory opened by [`open_directory`](Source::open_directory).
     fn handle_at(&self, directory: &OwnedFd, name: &[u8]) -> io::Result<Option<(FileHandle, ObjectType)>>;
 
+    /// The inode numbers of everything on the filesystem that was changed or born since then, nanoseconds since the epoch, as far as
+    /// that was before the call; `None` where that is not cheaper than to ask for each entry. For catch-up.
+    fn changed_since(&self, _since_ns: i128) -> io::Result<Option<HashSet<u64>>> {
+        Ok(None)
+    }
+
     /// What a name leads to now; `None` if the name or its directory does not exist any more. For recovery.
     ///
     /// By default by [`open_directory`](Source::open_directory) and [`handle_at`](Source::handle_at).
@@ -106,6 +112,9 @@ pub trait Source: Send + Sync + 'static {
 pub trait Entry {
     /// Its name.
     fn name(&self) -> &[u8];
+
+    /// Its inode number, as the directory has it; only to be looked for in [`Source::changed_since`].
+    fn inode_number(&self) -> u64;
 
     /// False if it is surely not a directory.
     fn may_be_directory(&self) -> bool;

@@ -38,6 +38,10 @@ impl<S: Source + ?Sized> Entry for Below<'_, S> {
         self.entry.file_name().to_bytes()
     }
 
+    fn inode_number(&self) -> u64 {
+        self.entry.ino()
+    }
+
     fn may_be_directory(&self) -> bool {
         matches!(self.entry.file_type(), FileType::Directory | FileType::Unknown)
     }

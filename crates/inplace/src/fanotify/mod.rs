@@ -11,6 +11,7 @@
 //! that has changed since the stable horizon counts as a gap then.
 
 mod below;
+mod bulkstat;
 mod digest;
 mod group;
 mod holders;

@@ -689,6 +689,10 @@ impl Source for Shared {
         Ok(self.below.open_directory(directory)?)
     }
 
+    fn changed_since(&self, since_ns: i128) -> io::Result<Option<std::collections::HashSet<u64>>> {
+        Ok(super::bulkstat::changed_since(self.below.root(), since_ns)?)
+    }
+
     fn handle_at(&self, directory: &OwnedFd, name: &[u8]) -> io::Result<Option<(FileHandle, ObjectType)>> {
         let Some(object) = self.below.at(directory.as_fd(), name)? else { return Ok(None) };
         Ok(self.below.stat(&object)?.map(|stat| (object, object_type(&stat))))
