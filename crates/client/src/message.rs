@@ -26,8 +26,10 @@ pub const SERVICE_INTERFACE: &str = "org.varlink.service";
 /// The interface of every Varlink service in Varlink's language.
 pub const SERVICE_INTERFACE_DESCRIPTION: &str = include_str!("org.varlink.service.varlink");
 
-/// A request.
+/// A request. A field that it does not know makes it malformed: `parameters` misspelt would otherwise be a question without any, and be
+/// answered.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Call<P> {
     /// Interface and method, with a dot between them.
     pub method: String,

@@ -179,6 +179,8 @@ fn garbage_is_answered_with_an_error_and_ends_the_connection() {
         b"[1]\0",
         b"[\"io.highwater.Volume.Status\"]\0",
         b"{\"method\":7}\0",
+        // Without a word about it this would be a question for everything.
+        b"{\"method\":\"io.highwater.Volume.Changes\",\"paramaters\":{\"since\":\"hw1\"}}\0",
         b"\xff\xfe\0",
     ] {
         let mut raw = Raw::connect(&tracked);
