@@ -12,7 +12,7 @@ work=$target/kernels
 seconds_max=1500
 [ $# -gt 0 ] || set -- linux-image-6.1 linux-image-6.12
 
-./scripts/need.sh qemu-system-x86 busybox-static kmod cpio xz-utils e2fsprogs xfsprogs btrfs-progs util-linux
+./scripts/need.sh qemu-system-x86 busybox-static kmod cpio xz-utils e2fsprogs xfsprogs btrfs-progs util-linux python3
 PATH=$PATH:/usr/sbin:/sbin
 mkdir -p "$work"
 log=$work/build.log
@@ -28,6 +28,20 @@ pack() { # ROOT PROGRAM [NAME]
     install -D "$2" "$1/bin/${3:-$(basename "$2")}"
     { ldd "$2" 2>/dev/null || true; } | grep -o '/[^ ]*' | sort -u | while read -r library; do
         [ -e "$1$library" ] || install -D "$library" "$1$library"
+    done
+}
+
+# Python, with its library.
+pack_python() { # ROOT
+    local python library extension
+    python=$(readlink -f "$(command -v python3)")
+    library=$("$python" -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')
+    pack "$1" "$python" python3
+    mkdir -p "$1$library"
+    tar -C "$library" --exclude=test --exclude=__pycache__ --exclude='config-*' --exclude=idlelib -c . | tar -C "$1$library" -x
+    for extension in "$library"/lib-dynload/*.so; do
+        pack "$1" "$extension"
+        rm "$1/bin/$(basename "$extension")"
     done
 }
 
@@ -48,7 +62,7 @@ init() { # what runs in the machine; prints "result: STEP: ok|FAILED"
     cat <<'INIT'
 #!/bin/busybox sh
 /bin/busybox --install -s /bin 2>/dev/null
-export PATH=/bin TMPDIR=/tmp RUST_BACKTRACE=0
+export PATH=/bin TMPDIR=/tmp RUST_BACKTRACE=0 PYTHONHOME=/usr
 mount -t proc none /proc; mount -t sysfs none /sys; mount -t devtmpfs none /dev
 mkdir -p /dev/pts; mount -t devpts none /dev/pts; mount -t tmpfs none /tmp; mount -t tmpfs none /var/tmp
 ip link set lo up
@@ -95,9 +109,13 @@ machine() { # VERSION
     echo root:x:0: >"$root/etc/group"
     ln -s /proc/self/mounts "$root/etc/mtab"
     install -D /bin/busybox "$root/bin/busybox"
-    for program in mkfs.ext4 mkfs.xfs mkfs.btrfs mount umount losetup; do
+    # The tests ask for these as users of the machine, who are not all root.
+    chmod 755 "$root"
+    chmod 1777 "$root/tmp" "$root/var/tmp"
+    for program in mkfs.ext4 mkfs.xfs mkfs.btrfs btrfs mount umount losetup fsfreeze unshare; do
         pack "$root" "$(command -v "$program")"
     done
+    pack_python "$root"
     pack "$root" "$built/highwater"
     pack "$root" "$built/torture"
     pack "$root" "$(test_binary barrier)" barrier-tests

@@ -385,7 +385,7 @@ impl Filesystem {
         } else {
             write()?;
         }
-        self.touched.node(file.node, Touch::Attributes);
+        self.touched.node(file.node, Touch::Data);
         section.record(Change::Modified { object: target.handle.clone() }, &mut || {});
         let size = u32::try_from(written).map_err(|_| Errno::IO)?;
         let sent = request.reply(&WriteOut { size, padding: 0 });

@@ -167,7 +167,7 @@ impl Filesystem {
                 behind_dead.extend(relative(writer, Path::new("/")));
                 continue;
             }
-            let found = by_link.remove(&writer);
+            let found = by_link.get(&writer).cloned();
             let path = writer.holder.path.strip_prefix(directory).unwrap_or(Path::new("")).to_owned();
             let Writer { holder, device, inode } = writer;
             let writer = ForeignWriter { holder, path, device, inode };

@@ -11,8 +11,10 @@
 //! - *Attributes.* `FUSE_NOTIFY_INVAL_INODE` drops cached attributes and ACLs, so that a reader asks us. If the asking thread
 //!   stores the attributes of its answer after that, these are the new ones; and a change of the same object that is made later
 //!   waits for that thread, which holds the inode's lock.
-//! - *Data* changed other than through cached pages: truncation, fallocate and copying hold the inode's lock until the cached
-//!   pages are dropped, so that lock is passed as well. Pages of a write through the cache are new before we are asked.
+//! - *Data.* Truncation, fallocate and copying hold the inode's lock until the cached pages are dropped, so that lock is passed as well.
+//!   Pages of a write through the cache are new before we are asked, but the size is not before the asking thread has our answer; until
+//!   then the kernel takes no other size from us (`FUSE_I_SIZE_UNSTABLE`), and a reader reads to the old end. A write holds the
+//!   inode's lock to its end too.
 //! - What foreign writers do, the kernel does not hear of: at every checkpoint it forgets what it has cached of their objects.
 //!
 //! An operation is put into the set before its answer is sent, and the set is taken after the barrier: so whatever the barrier

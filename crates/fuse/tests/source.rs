@@ -277,6 +277,57 @@ fn after_settling_the_mount_shows_what_ended_sections_did() {
     });
 }
 
+/// Between the answer to a write and the new size of the file in the kernel a reader reads to the old end, whatever the attributes say. A
+/// writer that gets no time of the processors stays there long enough to be met.
+#[test]
+fn after_settling_all_that_was_written_through_the_server_can_be_read() {
+    const LENGTH: usize = 40;
+    let fx = Fixture::new(Kind::Ext4, false);
+    let stop = AtomicBool::new(false);
+    let processors = std::thread::available_parallelism().unwrap().get();
+    std::thread::scope(|scope| {
+        let _stop = StopOnDrop(&stop);
+        for _ in 0..processors {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    std::hint::spin_loop();
+                }
+            });
+        }
+        scope.spawn(|| {
+            // SAFETY: plain numbers; the effect is on this thread alone.
+            let idle = unsafe {
+                let parameter = libc::sched_param { sched_priority: 0 };
+                libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const parameter)
+            };
+            assert_eq!(idle, 0);
+            for n in 0.. {
+                if stop.load(Ordering::Relaxed) {
+                    break;
+                }
+                fs::write(fx.path(&format!("f{n}")), [b'x'; LENGTH]).unwrap();
+            }
+        });
+        let source = fx.stacked().source();
+        let begin = Instant::now();
+        let mut checks = 0;
+        while checks < 200 && (checks == 0 || begin.elapsed() < Duration::from_secs(10)) {
+            assert!(begin.elapsed() < Duration::from_secs(60), "nothing is written");
+            fx.recorder.barrier();
+            let said = fx.recorder.take();
+            source.settle(None).unwrap();
+            for said in said {
+                let Said::Record(Change::Modified { object }) = said else { continue };
+                let place = source.places(&object).unwrap().remove(0);
+                let read = fs::read(fx.root().join(support::os(&place.name))).unwrap();
+                assert_eq!(read.len(), LENGTH, "after {checks} files");
+                checks += 1;
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+}
+
 /// ext4 uses inode numbers again at once, and a look for the old object meets the new one while it is being made.
 #[test]
 fn an_object_that_is_gone_is_gone_also_while_its_number_is_used_again() {
