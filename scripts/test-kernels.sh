@@ -26,7 +26,7 @@ built=$target/$([ "$profile" = dev ] && echo debug || echo "$profile")
 # Puts a program, and the libraries that it loads, into a directory that becomes the root.
 pack() { # ROOT PROGRAM [NAME]
     install -D "$2" "$1/bin/${3:-$(basename "$2")}"
-    { ldd "$2" 2>/dev/null || true; } | grep -o '/[^ ]*' | sort -u | while read -r library; do
+    { ldd "$2" 2>/dev/null | grep -o '/[^ ]*' || true; } | sort -u | while read -r library; do
         [ -e "$1$library" ] || install -D "$library" "$1$library"
     done
 }
