@@ -405,6 +405,39 @@ fn a_write_by_a_name_that_is_gone_is_told() {
     }
 }
 
+#[test]
+fn a_file_that_is_written_by_a_name_that_goes_in_the_same_batch_is_told() {
+    for scratch in [Scratch::new(), Scratch::ext4()] {
+        let t = scratch.tree();
+        fs::create_dir(t.join("d")).unwrap();
+        for way in 0..3 {
+            fs::write(t.join("a"), "x").unwrap();
+            fs::hard_link(t.join("a"), t.join("d/b")).unwrap();
+            let mut volume = Volume::open(&scratch);
+            OpenOptions::new().append(true).open(t.join("a")).unwrap().write_all(b"more").unwrap();
+            match way {
+                0 => fs::remove_file(t.join("a")).unwrap(),
+                1 => {
+                    fs::rename(t.join("a"), t.join("c")).unwrap();
+                    fs::remove_file(t.join("c")).unwrap();
+                }
+                _ => {
+                    fs::write(t.join("c"), "other").unwrap();
+                    renameat_with(CWD, t.join("a"), CWD, t.join("c"), RenameFlags::EXCHANGE).unwrap();
+                    fs::remove_file(t.join("c")).unwrap();
+                    fs::remove_file(t.join("a")).unwrap();
+                }
+            }
+            let told = volume.told();
+            let is_told =
+                ["modified d/b", "rescan . all"].iter().any(|line| told.contains(&(*line).to_owned()));
+            assert!(is_told, "way {way}: {told:?}");
+            drop(volume);
+            fs::remove_file(t.join("d/b")).unwrap();
+        }
+    }
+}
+
 /// ext4 answers that it has no memory while an object is made with the number of one that is gone.
 #[test]
 fn numbers_that_are_used_again_at_once_do_not_fail_a_checkpoint() {
