@@ -480,7 +480,14 @@ impl Resolver<'_> {
                 nlink,
             };
             if change.places.as_ref().is_some_and(Vec::is_empty) {
-                if elsewhere || !modified && !touched.metadata {
+                if !modified && !touched.metadata {
+                    continue;
+                }
+                if elsewhere {
+                    // By another name it may be inside, and told by nothing else.
+                    if self.below.stat(object)?.is_some_and(|stat| stat.stx_nlink > 1) {
+                        changes.push(Change { places: None, ..change });
+                    }
                     continue;
                 }
                 match self.files.get(object) {
