@@ -78,7 +78,9 @@ impl Probers {
         let result = prober.done(deadline);
         match result {
             Err(Errno::TIMEDOUT) => self.stuck.lock().push_back(prober),
-            _ => self.idle.lock().push(prober),
+            Ok(()) => self.idle.lock().push(prober),
+            // It may not have come as far as to open the mount (too few descriptors), and would never do.
+            Err(_) => prober.end(),
         }
         result
     }
@@ -112,11 +114,7 @@ impl Probers {
 impl Drop for Probers {
     fn drop(&mut self) {
         // A stuck one is not waited for. It ends when what it waits for has ended.
-        for prober in self.idle.get_mut().drain(..) {
-            drop(prober.jobs);
-            // It ends with the channel; its copy of the mount's descriptor is gone when it has.
-            let _ = prober.thread.join();
-        }
+        self.idle.get_mut().drain(..).for_each(Prober::end);
     }
 }
 
@@ -142,6 +140,13 @@ impl Prober {
             })
             .map_err(|_| Errno::AGAIN)?;
         Ok(Self { jobs, result, thread })
+    }
+
+    /// Ends one that has no job.
+    fn end(self) {
+        drop(self.jobs);
+        // It ends with the channel; its copy of the mount's descriptor is gone when it has.
+        let _ = self.thread.join();
     }
 
     /// What became of its job.
