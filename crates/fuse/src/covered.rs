@@ -315,7 +315,7 @@ impl Covered {
 
     /// Whether objects of the tree may have this device number.
     pub(crate) fn may_have(&self, device: Device) -> bool {
-        let of_root = (u64::from(device.major) << 32) | u64::from(device.minor) == self.root_dev;
+        let of_root = device_number(device.major, device.minor) == self.root_dev;
         of_root || matches!(self.magic, magic::BTRFS | magic::OVERLAYFS)
     }
 }
@@ -395,7 +395,11 @@ impl ProcPath {
 }
 
 fn dev_of(stat: &Statx) -> u64 {
-    (u64::from(stat.stx_dev_major) << 32) | u64::from(stat.stx_dev_minor)
+    device_number(stat.stx_dev_major, stat.stx_dev_minor)
+}
+
+fn device_number(major: u32, minor: u32) -> u64 {
+    (u64::from(major) << 32) | u64::from(minor)
 }
 
 #[repr(C, align(8))]

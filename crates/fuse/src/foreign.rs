@@ -44,8 +44,8 @@ pub struct ForeignWriter {
 
 impl ForeignWriter {
     /// What stays the same while a descriptor is passed on.
-    fn key(&self) -> (u32, u32, u64) {
-        (self.device.major, self.device.minor, self.inode)
+    fn key(&self) -> (Device, u64) {
+        (self.device, self.inode)
     }
 }
 
@@ -142,7 +142,7 @@ impl Filesystem {
                 dead_devices.push(device);
             }
             if dead_devices.contains(&device) {
-                return !known.contains(&(device.major, device.minor, writer.inode));
+                return !known.contains(&(device, writer.inode));
             }
             let path = &writer.holder.path;
             let is_inside = match path.as_os_str().is_empty() {
@@ -324,18 +324,12 @@ impl Filesystem {
         let held = if all {
             HashSet::new()
         } else {
-            let devices: HashSet<(u32, u32)> =
-                self.foreign.list().iter().map(|writer| (writer.device.major, writer.device.minor)).collect();
-            let found =
-                processes::writers(|writer, _| devices.contains(&(writer.device.major, writer.device.minor)));
+            let devices: HashSet<Device> = self.foreign.list().iter().map(|writer| writer.device).collect();
+            let found = processes::writers(|writer, _| devices.contains(&writer.device));
             if !found.settled {
                 return;
             }
-            found
-                .writers
-                .iter()
-                .map(|writer| (writer.device.major, writer.device.minor, writer.inode))
-                .collect()
+            found.writers.iter().map(|writer| (writer.device, writer.inode)).collect()
         };
         let mut ended = Vec::new();
         let has_lost_one = {
