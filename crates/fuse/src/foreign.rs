@@ -24,7 +24,7 @@ use std::sync::Arc;
 
 use highwater_tracker::{Change, FileHandle, Intent, Place, WriterMode};
 use parking_lot::Mutex;
-use rustix::fs::{CWD, Mode, OFlags};
+use rustix::fs::{CWD, FileType, Mode, OFlags, Statx};
 
 use crate::covered::{Found, ObjectFd, sample, statx_fd};
 use crate::filesystem::Filesystem;
@@ -108,6 +108,15 @@ pub(crate) fn relative(writer: Writer, directory: &Path) -> Option<ForeignWriter
     Some(ForeignWriter { path, device: writer.device, inode: writer.inode, holder: writer.holder })
 }
 
+fn is_regular_file(stat: &Statx) -> bool {
+    FileType::from_raw_mode(stat.stx_mode.into()) == FileType::RegularFile
+}
+
+/// Whether this is the file that the writer was seen with. Not by the device, of which a mapping of btrfs has another one.
+fn is_file_of(stat: &Statx, writer: &Writer) -> bool {
+    is_regular_file(stat) && stat.stx_ino == writer.inode
+}
+
 /// What was found of the writers from before the mount. The tracker has not been told.
 #[derive(Default)]
 pub(crate) struct Sought {
@@ -153,7 +162,9 @@ impl Filesystem {
                 // Now: the path is that of this moment.
                 let flags = OFlags::PATH | OFlags::CLOEXEC;
                 let opened = rustix::fs::openat(CWD, link, flags, Mode::empty());
-                if let Some(found) = opened.ok().and_then(|fd| self.covered.found_at(fd).ok()) {
+                let found = opened.ok().and_then(|fd| self.covered.found_at(fd).ok());
+                // The process may have closed it meanwhile, and have something else there: a directory, even.
+                if let Some(found) = found.filter(|found| is_file_of(&found.stat, writer)) {
                     by_link.insert(writer.clone(), found);
                 }
             }
@@ -229,7 +240,7 @@ impl Filesystem {
     /// Of a subvolume inside the tree the mount before this one may have shown other numbers: then several objects come into question.
     fn is_surely(&self, located: &Located, writer: &ForeignWriter) -> bool {
         let stat = &located.found.stat;
-        !self.covered.is_of_subvolume(stat) && stat.stx_ino == writer.inode
+        !self.covered.is_of_subvolume(stat) && is_regular_file(stat) && stat.stx_ino == writer.inode
     }
 
     /// What a path leads to now, from the root of the covered tree.

@@ -13,7 +13,7 @@ use highwater_fuse::{Covered, CoveredError, Options, Stacked, UnmountError, clea
 use highwater_tracker::Change;
 use support::{Fixture, Kind, PYTHON_MAP, Recorder, Said, Volume, sh, sh_in};
 
-/// A shell that runs until it is dropped.
+/// A shell, or another program, that runs until it is dropped.
 struct Shell(Child);
 
 impl Shell {
@@ -138,6 +138,37 @@ fn writers_from_before_the_mount_are_told_until_they_let_go() {
     assert_eq!(fs::read_to_string(directory.join("old")).unwrap(), "unseen\n");
     drop(source);
     fx.uncover();
+}
+
+/// What a process has at a number is looked at in several steps, and it may be something else by the next one.
+#[test]
+fn a_directory_at_the_number_of_a_writer_is_not_taken_for_its_file() {
+    const SWITCHING: &str = "import os, sys
+file, directory = os.open(sys.argv[1], os.O_RDWR), os.open(sys.argv[2], os.O_RDONLY)
+print('ready', flush=True)
+while True:
+    os.dup2(file, 100)
+    os.dup2(directory, 100)";
+    let volume = Volume::new(Kind::Scratch);
+    let root = volume.path();
+    fs::create_dir(root.join("d")).unwrap();
+    fs::write(root.join("f"), "x").unwrap();
+    let mut python = Command::new("python3");
+    python.args(["-c", SWITCHING]).args([root.join("f"), root.join("d")]).stdout(Stdio::piped());
+    let mut switching = Shell(python.spawn().unwrap());
+    BufReader::new(switching.0.stdout.as_mut().unwrap()).read_line(&mut String::new()).unwrap();
+    for _ in 0..40 {
+        let recorder = Recorder::default();
+        let covered = Covered::open(&root).unwrap();
+        let options = Options::default();
+        let stacked = Stacked::mount_with(covered, Box::new(recorder.clone()), options).unwrap();
+        let source = stacked.source();
+        let top = source.open_directory(stacked.root_handle()).unwrap().unwrap();
+        let (directory, _) = source.handle_at(&top, b"d").unwrap().unwrap();
+        assert!(!recorder.changes().contains(&Change::Modified { object: directory }));
+        drop((source, top));
+        stacked.unmount().unwrap();
+    }
 }
 
 /// Serves a directory in a process of its own, for the tests that kill it.

@@ -4,13 +4,15 @@
 //! past it. A directory made in this window needs no intent of its own: recovery finds it, because it walks the directory
 //! that the new one was made in and tells everything that was born since the window began.
 //!
-//! Invariant: an object is in the map only if recovery would tell it, given that the intent of that USN is in the journal.
+//! Invariant: a map has an object only if recovery would tell what that intent covers, given that the intent of that USN is in the
+//! journal.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
 use highwater_journal::Usn;
 
+use crate::change::Intent;
 use crate::handle::FileHandle;
 use crate::mutation::{self, Mutation};
 
@@ -19,7 +21,9 @@ pub(crate) const BIRTH_SLACK: Duration = Duration::from_secs(2);
 
 #[derive(Debug)]
 pub(crate) struct Coverage {
-    intents: HashMap<FileHandle, Usn>,
+    directories: HashMap<FileHandle, Usn>,
+    /// Not in one map with the directories: recovery looks at an object that had an intent of its own, and not at what is in it.
+    objects: HashMap<FileHandle, Usn>,
     moves: HashMap<FileHandle, Usn>,
     /// The number of this window.
     pub(crate) window: u64,
@@ -29,25 +33,27 @@ pub(crate) struct Coverage {
 
 impl Coverage {
     pub(crate) fn new(began_ns: u64) -> Self {
-        Self { intents: HashMap::new(), moves: HashMap::new(), window: 0, began_ns }
+        let (directories, objects, moves) = Default::default();
+        Self { directories, objects, moves, window: 0, began_ns }
     }
 
-    /// The intent that covers an object.
-    pub(crate) fn of(&self, object: &FileHandle) -> Option<Usn> {
-        self.intents.get(object).copied()
+    /// The intent that covers what this one would.
+    pub(crate) fn of(&self, intent: &Intent<'_>) -> Option<Usn> {
+        let found = match intent {
+            Intent::Directory(directory) => self.directories.get(directory),
+            Intent::Object(object) => self.objects.get(object).or_else(|| self.directories.get(object)),
+            Intent::Move(directory) => self.moves.get(directory),
+        };
+        found.copied()
     }
 
-    /// The intent that covers the moving of a directory.
-    pub(crate) fn of_move(&self, directory: &FileHandle) -> Option<Usn> {
-        self.moves.get(directory).copied()
-    }
-
-    pub(crate) fn cover(&mut self, object: &FileHandle, usn: Usn) {
-        self.intents.insert(object.clone(), usn);
-    }
-
-    pub(crate) fn cover_move(&mut self, directory: &FileHandle, usn: Usn) {
-        self.moves.insert(directory.clone(), usn);
+    pub(crate) fn cover(&mut self, intent: &Intent<'_>, usn: Usn) {
+        let (map, handle) = match *intent {
+            Intent::Directory(directory) => (&mut self.directories, directory),
+            Intent::Object(object) => (&mut self.objects, object),
+            Intent::Move(directory) => (&mut self.moves, directory),
+        };
+        map.insert(handle.clone(), usn);
     }
 
     /// A directory has been made in another one: what covers the parent covers it, for changes in it and for its being moved.
@@ -56,22 +62,43 @@ impl Coverage {
     /// the beginning of the window: its birth time would not tell that it is new.
     pub(crate) fn inherit(&mut self, directory: &FileHandle, parent: &FileHandle, window: u64, now_ns: u64) {
         let is_new = window == self.window && now_ns >= self.began_ns;
-        if let Some(usn) =
-            self.of(parent).filter(|_| is_new || mutation::is(Mutation::InheritWhateverTheTime))
+        if let Some(usn) = self
+            .of(&Intent::Directory(parent))
+            .filter(|_| is_new || mutation::is(Mutation::InheritWhateverTheTime))
         {
-            self.cover(directory, usn);
-            self.cover_move(directory, usn);
+            self.cover(&Intent::Directory(directory), usn);
+            self.cover(&Intent::Move(directory), usn);
         }
     }
 
-    /// Forgets an object that is gone, so that the map stays as small as the set of live objects.
+    /// Forgets an object that is gone, so that the maps stay as small as the set of live objects.
     pub(crate) fn forget(&mut self, object: &FileHandle) {
-        self.intents.remove(object);
+        self.directories.remove(object);
+        self.objects.remove(object);
         self.moves.remove(object);
     }
 
     /// Every intent so far will not count any more once the horizon has moved.
     pub(crate) fn begin_window(&mut self, now_ns: u64) {
         *self = Self { window: self.window + 1, ..Self::new(now_ns) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_intent_of_a_directory_as_an_object_does_not_cover_what_is_in_it() {
+        let directory = FileHandle::new(1, b"directory").unwrap();
+        let mut coverage = Coverage::new(0);
+        coverage.cover(&Intent::Object(&directory), Usn(1));
+        assert_eq!(coverage.of(&Intent::Object(&directory)), Some(Usn(1)));
+        assert_eq!(coverage.of(&Intent::Directory(&directory)), None);
+        assert_eq!(coverage.of(&Intent::Move(&directory)), None);
+        // The other way round it does: the directory is told with what is in it.
+        coverage.forget(&directory);
+        coverage.cover(&Intent::Directory(&directory), Usn(2));
+        assert_eq!(coverage.of(&Intent::Object(&directory)), Some(Usn(2)));
     }
 }

@@ -99,9 +99,8 @@ impl<S: Storage> Section<S> {
             let coverage = self.shared.coverage.lock();
             self.window.set(self.window.get().or(Some(coverage.window)));
             match intent {
-                Intent::Directory(object) | Intent::Object(object) => coverage.of(object),
                 Intent::Move(_) if mutation::is(Mutation::NoMoveIntent) => Some(Usn(0)),
-                Intent::Move(directory) => coverage.of_move(directory),
+                intent => coverage.of(intent),
             }
         };
         #[cfg(feature = "mutants")]
@@ -212,10 +211,7 @@ impl<S: Storage> Shared<S> {
         // the old one has a smaller USN.
         let mut coverage = self.coverage.lock();
         let usn = self.journal.append(kind, period, &payload)?;
-        match intent {
-            Intent::Directory(object) | Intent::Object(object) => coverage.cover(object, usn),
-            Intent::Move(directory) => coverage.cover_move(directory, usn),
-        }
+        coverage.cover(intent, usn);
         // ORDERING: a hint for the horizon, which reads it under the lock of the coverage.
         self.is_unstable.store(true, Ordering::Relaxed);
         Ok(usn)
