@@ -22,12 +22,17 @@
 //! its new path, as `modified`; a directory as `rescan`, recursively. "Told before" is what
 //! the cursor keeps as `reading_since`. A rename counts here even if it was undone within the window.
 //!
+//! What was told before may also have had a second name that nobody knows, and lose the one that was told: then its data can be read
+//! only at the second one. So of everything that was changed and has no known name any more the source is asked whether it
+//! may have another one. If so, nobody can say where, and everything is to be compared.
+//!
 //! A consumer that died after it had applied some lines, and asks again from the same cursor, may hold anything that the lines
 //! lead to: `renamed b from a` would move what came to `a` later. So everything that was moved is told again then.
 
 use std::collections::HashSet;
 
 use crate::change::ObjectType;
+use crate::handle::FileHandle;
 use crate::line::{Line, LineKind};
 use crate::mutation::{self, Mutation};
 use crate::record::Body;
@@ -47,6 +52,8 @@ pub(crate) struct Told {
     window: Window,
     /// Which of its objects the earlier records tell.
     objects: Vec<bool>,
+    /// Which of these had a name.
+    named: Vec<bool>,
 }
 
 impl Told {
@@ -60,7 +67,8 @@ impl Told {
                 || object.metadata
                 || object.recovered
         };
-        Self { objects: window.objects.iter().map(is_told).collect(), window }
+        let objects = window.objects.iter().map(is_told).collect();
+        Self { objects, named: window.named(), window }
     }
 
     /// Adds one record of the new window.
@@ -80,8 +88,13 @@ pub(crate) struct Plan {
     pub(crate) told_again: bool,
 }
 
-/// Puts a window into lines. `reading` is asked only if the window holds a rename.
-pub(crate) fn plan<E>(window: &Window, reading: impl FnOnce() -> Result<Reading, E>) -> Result<Plan, E> {
+/// Puts a window into lines. `reading` is asked only if the window takes a name from something. `may_be_elsewhere`: whether an object
+/// none of whose names is known may have one.
+pub(crate) fn plan<E>(
+    window: &Window,
+    reading: impl FnOnce() -> Result<Reading, E>,
+    may_be_elsewhere: impl Fn(&FileHandle) -> Result<bool, E>,
+) -> Result<Plan, E> {
     let mut planner = Planner::new(window);
     planner.gained();
     planner.lost();
@@ -95,6 +108,12 @@ pub(crate) fn plan<E>(window: &Window, reading: impl FnOnce() -> Result<Reading,
             Reading::Told(told) => planner.tell_again(&told),
         }
         told_again = planner.lines.len() > lines_before;
+    }
+    for object in std::mem::take(&mut planner.out_of_reach) {
+        if planner.unresolved {
+            break;
+        }
+        planner.unresolved = may_be_elsewhere(&object)?;
     }
     if planner.unresolved {
         let usn = window.objects.iter().map(|object| object.usn).max().unwrap_or(0);
@@ -145,6 +164,8 @@ struct Planner<'w> {
     left: HashSet<EntryIndex>,
     /// For each object that moves: where to.
     goal: Vec<Option<EntryIndex>>,
+    /// What has changed, or was told as changed before, and has no name any more that is known.
+    out_of_reach: Vec<FileHandle>,
     /// A path could not be found out: everything has to be compared.
     unresolved: bool,
 }
@@ -160,6 +181,7 @@ impl<'w> Planner<'w> {
             created: HashSet::new(),
             left: HashSet::new(),
             goal: vec![None; window.objects.len()],
+            out_of_reach: Vec::new(),
             unresolved: false,
         };
         planner.pair();
@@ -384,7 +406,16 @@ impl<'w> Planner<'w> {
                 Some(path) => {
                     changed.push(line(path, kind, object.object_type, object.usn).recovered(object.recovered))
                 }
-                None => self.unresolved = true,
+                None => self.out_of_reach.push(object.handle.clone()),
+            }
+        }
+        let named = window.named();
+        for (object, named) in window.objects.iter().zip(named) {
+            let is_changed =
+                object.modified || object.metadata && object.object_type != ObjectType::Directory;
+            // Of what was made in the window every name is known.
+            if is_changed && object.moved && !object.new && !named {
+                self.out_of_reach.push(object.handle.clone());
             }
         }
         if let Some(root) = window.objects.first().filter(|root| root.metadata) {
@@ -450,6 +481,11 @@ impl<'w> Planner<'w> {
                 None => self.unresolved = true,
             }
         }
+        for (object, named) in window.objects.iter().zip(window.named()) {
+            if object.moved && !object.new && !named {
+                self.out_of_reach.push(object.handle.clone());
+            }
+        }
         self.append_again(again);
     }
 
@@ -460,6 +496,7 @@ impl<'w> Planner<'w> {
             self.window.find(&window[object].handle).is_some_and(|object| self.window[object].moved)
         };
         let place = |directory: ObjectIndex| window[directory].last;
+        let named_now = window.named();
         let mut again = Vec::new();
         for index in window.entry_indices() {
             let Some(object) = window[index].last else { continue };
@@ -469,7 +506,13 @@ impl<'w> Planner<'w> {
             }
             match path_of(window, index, place) {
                 Some(path) => again.push(told_again(path, window, object)),
-                None => self.unresolved = true,
+                None => self.out_of_reach.push(window[object].handle.clone()),
+            }
+        }
+        for (index, was_named) in told.named.iter().enumerate() {
+            let object = &window.objects[index];
+            if told.objects[index] && !object.new && *was_named && !named_now[index] {
+                self.out_of_reach.push(object.handle.clone());
             }
         }
         self.moved_out_of_told(told, &mut again);

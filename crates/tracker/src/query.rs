@@ -11,6 +11,7 @@ use highwater_journal::{Period, ReadError, Storage, Usn};
 
 use crate::cursor::{CheckpointId, Cursor};
 use crate::error::RequestError;
+use crate::handle::FileHandle;
 use crate::line::{Line, LineKind};
 use crate::mutation::{self, Mutation};
 use crate::plan::{Reading, Told, plan};
@@ -223,9 +224,8 @@ impl<S: Storage> Shared<S> {
             if let Some(reason) = window.lost.take() {
                 return Err(Unreadable::Fresh(FreshReason::Lost(reason)));
             }
-            self.find_names_elsewhere(&mut window)?;
             let reading = || if is_whole { self.reading(since, part) } else { Ok(Reading::Everything) };
-            let mut plan = plan(&window, reading)?;
+            let mut plan = plan(&window, reading, |object| self.may_be_elsewhere(object))?;
             lines.append(&mut plan.lines);
             told_again |= plan.told_again;
         }
@@ -295,25 +295,15 @@ impl<S: Storage> Shared<S> {
         Ok(Reading::Told(Box::new(self.read_part(part, Told::new(earlier), Told::push)?)))
     }
 
-    /// A file that was modified and then lost every name that is known may have others.
-    fn find_names_elsewhere(&self, window: &mut Window) -> Result<(), Unreadable> {
-        for handle in window.nameless() {
-            let has_names = match self.source().sample(&handle) {
-                Ok(sample) => sample.is_some_and(|sample| sample.nlink > 0),
-                // It cannot be looked for: it may have.
-                Err(error) if error.kind() == std::io::ErrorKind::Unsupported => true,
-                Err(source) => {
-                    return Err(Unreadable::Failed(RequestError::Source {
-                        doing: "look for an object that has lost its names",
-                        source,
-                    }));
-                }
-            };
-            if has_names {
-                window.set_names_unknown(&handle);
-            }
+    fn may_be_elsewhere(&self, object: &FileHandle) -> Result<bool, Unreadable> {
+        match self.source().may_be_elsewhere(object) {
+            // It cannot be looked for: it may be.
+            Err(error) if error.kind() == std::io::ErrorKind::Unsupported => Ok(true),
+            found => found.map_err(|source| {
+                let doing = "look for an object that has lost its names";
+                Unreadable::Failed(RequestError::Source { doing, source })
+            }),
         }
-        Ok(())
     }
 }
 

@@ -50,6 +50,17 @@ pub trait Source: Send + Sync + 'static {
     /// `Some` and empty: the object has no name (any more). `None`: it has names, but none is known.
     fn places(&self, object: &FileHandle) -> Option<Vec<Place>>;
 
+    /// Whether an object that has lost every name that the records know may have another one in the tracked directory; of a directory
+    /// that has been moved out of it, whether something below it may. Now: what is elsewhere by then and was not has records of that.
+    ///
+    /// By default whether it exists.
+    ///
+    /// # Errors
+    /// `Unsupported`: as for [`sample`](Source::sample). It may be then.
+    fn may_be_elsewhere(&self, object: &FileHandle) -> io::Result<bool> {
+        Ok(self.sample(object)?.is_some_and(|sample| sample.nlink > 0))
+    }
+
     /// The attributes of an object now, as the filesystem below has them; `None` if it does not exist any more.
     ///
     /// Asked for objects that are open for writing, and by recovery for those that were.

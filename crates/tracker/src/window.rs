@@ -137,11 +137,6 @@ impl Window {
         window
     }
 
-    /// All objects.
-    pub(crate) fn object_indices(&self) -> impl Iterator<Item = ObjectIndex> + use<> {
-        (0..u32::try_from(self.objects.len()).expect("bounded by push")).map(ObjectIndex)
-    }
-
     /// All entries.
     pub(crate) fn entry_indices(&self) -> impl Iterator<Item = EntryIndex> + use<> {
         (0..u32::try_from(self.entries.len()).expect("bounded by push")).map(EntryIndex)
@@ -152,27 +147,11 @@ impl Window {
         self.object_indices.get(handle).copied()
     }
 
-    /// Files that were modified and have lost every name that is known here.
-    pub(crate) fn nameless(&self) -> Vec<FileHandle> {
-        let named: std::collections::HashSet<ObjectIndex> =
-            self.entries.iter().filter_map(|entry| entry.last).collect();
-        self.object_indices()
-            .filter(|index| {
-                let object = &self[*index];
-                object.object_type == ObjectType::File
-                    && object.modified
-                    && object.moved
-                    && !named.contains(index)
-            })
-            .map(|index| self[index].handle.clone())
-            .collect()
-    }
-
-    /// Notes that an object has a name that nobody knows.
-    pub(crate) fn set_names_unknown(&mut self, handle: &FileHandle) {
-        if let Some(index) = self.find(handle) {
-            self[index].names_unknown = true;
-        }
+    /// For each object whether it has a name that is known here.
+    pub(crate) fn named(&self) -> Vec<bool> {
+        let mut named = vec![false; self.objects.len()];
+        self.entries.iter().filter_map(|entry| entry.last).for_each(|object| named[object.index()] = true);
+        named
     }
 
     /// Adds one record. Records must come in USN order.
@@ -298,6 +277,10 @@ impl Window {
         let (entry, first) = self.entry(place, usn);
         if first {
             self[entry].initial = replaced;
+        }
+        // A source that hears of changes afterwards cannot always say what was replaced.
+        if let Some(replaced) = self[entry].last.filter(|there| *there != object) {
+            self[replaced].moved = true;
         }
         self[entry].last = Some(object);
         self[entry].last_type = object_type;
