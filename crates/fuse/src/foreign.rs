@@ -82,6 +82,36 @@ pub(crate) struct FoundName {
     pub(crate) name: CString,
 }
 
+/// What one look at all processes says of writers that were known before it.
+#[derive(Default)]
+struct Look {
+    known: HashSet<(Device, u64)>,
+    held: HashSet<(Device, u64)>,
+    /// Processes that could not be looked into.
+    closed_to_us: HashSet<u32>,
+}
+
+impl Look {
+    /// `None`: not all processes could be listed.
+    fn take(known: &[ForeignWriter]) -> Option<Self> {
+        let devices: HashSet<Device> = known.iter().map(|writer| writer.device).collect();
+        let found = processes::writers(|writer, _| devices.contains(&writer.device));
+        found.settled.then(|| Self {
+            known: known.iter().map(ForeignWriter::key).collect(),
+            held: found.writers.iter().map(|writer| (writer.device, writer.inode)).collect(),
+            closed_to_us: found.closed_to_us.iter().map(|holder| holder.pid).collect(),
+        })
+    }
+
+    /// Of one that became known while we looked, it says nothing.
+    fn is_over(&self, writer: &ForeignWriter) -> bool {
+        let key = writer.key();
+        self.known.contains(&key)
+            && !self.held.contains(&key)
+            && !self.closed_to_us.contains(&writer.holder.pid)
+    }
+}
+
 impl Foreign {
     pub(crate) fn list(&self) -> Vec<ForeignWriter> {
         let known = self.0.lock();
@@ -138,7 +168,8 @@ impl Filesystem {
             |path: &Path| nested.iter().any(|point| point.starts_with(directory) && path.starts_with(point));
         let known: HashSet<_> = dead.iter().map(ForeignWriter::key).collect();
         // One walk for both: writers of the covered tree, and what the mounts of earlier trackers have left.
-        let mut dead_devices: Vec<Device> = Vec::new();
+        let mut dead_devices = self.options.dead_devices.clone();
+        dead_devices.retain(|device| !listed.contains(device));
         let mut by_link: HashMap<Writer, Found> = HashMap::new();
         let found = processes::writers(|writer, link| {
             let device = writer.device;
@@ -332,32 +363,30 @@ impl Filesystem {
         if self.foreign.is_empty() {
             return;
         }
-        let held = if all {
-            HashSet::new()
-        } else {
-            let devices: HashSet<Device> = self.foreign.list().iter().map(|writer| writer.device).collect();
-            let found = processes::writers(|writer, _| devices.contains(&writer.device));
-            if !found.settled {
-                return;
-            }
-            found.writers.iter().map(|writer| (writer.device, writer.inode)).collect()
+        let known = self.foreign.list();
+        let look = match all {
+            true => Look { known: known.iter().map(ForeignWriter::key).collect(), ..Look::default() },
+            false => match Look::take(&known) {
+                Some(look) => look,
+                None => return,
+            },
         };
         let mut ended = Vec::new();
         let has_lost_one = {
             let mut known = self.foreign.0.lock();
             known.objects.retain(|handle, object| {
-                let keep = object.holders.iter().any(|writer| held.contains(&writer.key()));
+                let keep = !object.holders.iter().all(|writer| look.is_over(writer));
                 if !keep {
                     ended.push((handle.clone(), object.located.found.fd.clone()));
                 }
                 keep
             });
-            known.lost.iter().any(|writer| !held.contains(&writer.key()))
+            known.lost.iter().any(|writer| look.is_over(writer))
         };
         if has_lost_one {
             // What the last of them has written is to be told as well.
             self.tell_lost();
-            self.foreign.0.lock().lost.retain(|writer| held.contains(&writer.key()));
+            self.foreign.0.lock().lost.retain(|writer| !look.is_over(writer));
         }
         for (handle, fd) in ended {
             self.touched_past_the_mount(&handle);
@@ -381,7 +410,9 @@ fn losses_of(found: &processes::Writers) -> Vec<String> {
     if !found.closed_to_us.is_empty() {
         const NAMED: usize = 3;
         let count = found.closed_to_us.len();
-        let named = found.closed_to_us.iter().take(NAMED).cloned().collect::<Vec<_>>().join(", ");
+        let named = found.closed_to_us.iter().take(NAMED);
+        let named = named.map(|holder| format!("{} (pid {})", holder.command, holder.pid));
+        let named = named.collect::<Vec<_>>().join(", ");
         let more = if count > NAMED { format!(" and {} more", count - NAMED) } else { String::new() };
         losses.push(format!(
             "{named}{more} cannot be looked into: a file that they had open before may change unseen"
@@ -394,4 +425,34 @@ fn losses_of(found: &processes::Writers) -> Vec<String> {
         );
     }
     losses
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn writer(minor: u32, inode: u64) -> ForeignWriter {
+        let holder = Holder { pid: 7, command: "writer".to_owned(), path: PathBuf::new() };
+        ForeignWriter { holder, path: PathBuf::new(), device: Device { major: 0, minor }, inode }
+    }
+
+    /// At a start they become known one by one, while checkpoints are made already.
+    #[test]
+    fn a_writer_that_became_known_during_a_look_at_others_is_not_over() {
+        let (gone, held, new) = (writer(1, 10), writer(1, 11), writer(2, 10));
+        let mut look = Look {
+            known: HashSet::from([gone.key(), held.key()]),
+            held: HashSet::from([held.key()]),
+            closed_to_us: HashSet::new(),
+        };
+        assert_eq!([&gone, &held, &new].map(|writer| look.is_over(writer)), [true, false, false]);
+        look.closed_to_us.insert(7);
+        assert!(!look.is_over(&gone), "nobody knows what it has");
+    }
+
+    #[test]
+    fn a_look_finds_what_no_process_has() {
+        let look = Look::take(&[writer(u32::MAX, 1)]).unwrap();
+        assert!(look.is_over(&writer(u32::MAX, 1)));
+    }
 }

@@ -57,9 +57,10 @@ pub struct Holder {
 /// How often the list of processes is read again because it grew meanwhile.
 const ROUNDS_MAX: usize = 64;
 
-pub(crate) fn pids() -> Vec<u32> {
-    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
-    entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect()
+fn pids() -> std::io::Result<Vec<u32>> {
+    let names = std::fs::read_dir("/proc")?.map(|entry| Ok(entry?.file_name()));
+    let names = names.collect::<std::io::Result<Vec<_>>>()?;
+    Ok(names.iter().filter_map(|name| name.to_str()?.parse().ok()).collect())
 }
 
 /// Looks for shared mappings of a device in all processes.
@@ -82,10 +83,11 @@ pub(crate) fn shared_mappings(device: Device, opened: impl Fn(u32) -> bool) -> M
     if settled && !closed_to_us { Mapping::Known(inodes) } else { Mapping::Unknown }
 }
 
-/// Visits every process, and those that appear meanwhile. False: they appeared faster than we looked.
+/// Visits every process, and those that appear meanwhile. False: they appeared faster than we looked, or cannot be listed.
 fn each_process(mut seen: HashSet<u32>, mut visit: impl FnMut(u32)) -> bool {
     for _ in 0..ROUNDS_MAX {
-        let new: Vec<u32> = pids().into_iter().filter(|pid| !seen.contains(pid)).collect();
+        let Ok(pids) = pids() else { return false };
+        let new: Vec<u32> = pids.into_iter().filter(|pid| !seen.contains(pid)).collect();
         if new.is_empty() {
             return true;
         }
@@ -128,7 +130,12 @@ fn fields(line: &str) -> Option<(&str, &str, &str, Device, u64, &str)> {
 /// or a mapping.
 pub(crate) fn holders(mount_id: u64, device: Device) -> Vec<Holder> {
     let me = std::process::id();
-    pids().into_iter().filter(|pid| *pid != me).filter_map(|pid| holder(pid, mount_id, device)).collect()
+    pids()
+        .unwrap_or_default()
+        .into_iter()
+        .filter(|pid| *pid != me)
+        .filter_map(|pid| holder(pid, mount_id, device))
+        .collect()
 }
 
 fn holder(pid: u32, mount_id: u64, device: Device) -> Option<Holder> {
@@ -175,8 +182,8 @@ pub(crate) struct Writer {
 /// What a walk through the processes found.
 pub(crate) struct Writers {
     pub(crate) writers: Vec<Writer>,
-    /// Processes that could not be looked into, as `command (pid N)`.
-    pub(crate) closed_to_us: Vec<String>,
+    /// Processes that could not be looked into, each without a path.
+    pub(crate) closed_to_us: Vec<Holder>,
     /// No process appeared while we looked that was not looked into.
     pub(crate) settled: bool,
 }
@@ -190,7 +197,7 @@ pub(crate) fn writers(mut wanted: impl FnMut(&Writer, &Path) -> bool) -> Writers
         if let Err(error) = writers_of(pid, &mut wanted, &mut writers)
             && !gone(&error)
         {
-            closed_to_us.push(format!("{} (pid {pid})", command_of(pid)));
+            closed_to_us.push(Holder { pid, command: command_of(pid), path: PathBuf::new() });
         }
     });
     Writers { writers, closed_to_us, settled }
