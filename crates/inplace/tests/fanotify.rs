@@ -201,6 +201,19 @@ impl Writer {
     }
 }
 
+/// Maps the file that it is given, closes it, and stores a number into it for each line.
+const MAPPING: &str = "import mmap,os,sys,ctypes
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = ctypes.c_void_p
+f = os.open(sys.argv[1], os.O_RDWR)
+m = libc.mmap(None, 4096, 3, 1, f, ctypes.c_long(0))
+os.close(f)
+print('done', flush=True)
+for line in sys.stdin:
+    ctypes.memset(m, int(line), 9)
+    print('done', flush=True)
+";
+
 #[test]
 fn every_kind_of_change_is_told_by_its_names() {
     let scratch = Scratch::new();
@@ -325,9 +338,45 @@ fn what_is_outside_is_dropped_and_what_comes_in_is_told_whole() {
 
     fs::rename(o.join("d"), t.join("d")).unwrap();
     assert_eq!(volume.told(), ["created d", "rescan d all"]);
+    // Whoever compares a directory may be reading anything; what goes then may have been read by nobody.
+    fs::write(t.join("settle"), "y").unwrap();
+    volume.told();
     fs::rename(t.join("e"), o.join("e")).unwrap();
     fs::write(o.join("e/below/f"), "x").unwrap();
     assert_eq!(volume.told(), ["deleted e"]);
+}
+
+/// Nobody would want every batch to end with a rescan because a log is being written elsewhere on the filesystem.
+#[test]
+fn who_writes_outside_is_nobodys_concern() {
+    for scratch in [Scratch::new(), Scratch::ext4()] {
+        let (t, o) = (scratch.tree(), scratch.outside());
+        // Tracked by a bind mount: what is outside is not to be seen from there, but from the holder.
+        let bound = scratch.home.path().join("bound");
+        fs::create_dir(&bound).unwrap();
+        sh(&format!("mount --bind {} {}", t.display(), bound.display()));
+        for directory in [&t, &bound] {
+            let mut volume = Volume::open_at(&scratch, directory);
+            let mut log = File::create(o.join("log")).unwrap();
+            fs::write(o.join("mapped"), [0; 4096]).unwrap();
+            let mut mapped = Writer::start("python3", &["-c", MAPPING, o.join("mapped").to_str().unwrap()]);
+            for turn in 0..3 {
+                writeln!(log, "something").unwrap();
+                mapped.write();
+                fs::write(t.join(format!("f{turn}")), "x").unwrap();
+                assert_eq!(volume.told(), [format!("created f{turn}")]);
+                fs::remove_file(t.join(format!("f{turn}"))).unwrap();
+                assert_eq!(volume.told(), [format!("deleted f{turn}")]);
+            }
+            mapped.end();
+            drop(log);
+            assert_eq!(volume.told(), [""; 0]);
+            fs::remove_file(o.join("mapped")).unwrap();
+            drop(volume);
+            let _ = fs::remove_dir_all(scratch.home.path().join("state"));
+        }
+        sh(&format!("umount {}", bound.display()));
+    }
 }
 
 #[test]
@@ -439,6 +488,69 @@ fn a_file_that_is_written_by_a_name_that_goes_in_the_same_batch_is_told() {
 }
 
 /// ext4 answers that it has no memory while an object is made with the number of one that is gone.
+/// A batch tells one of two names, and that goes before the consumer comes to read it.
+#[test]
+fn a_file_whose_name_goes_after_it_was_told_is_told_by_the_other() {
+    for scratch in [Scratch::new(), Scratch::ext4()] {
+        let t = scratch.tree();
+        fs::create_dir(t.join("d")).unwrap();
+        for way in 0..4 {
+            fs::write(t.join("a"), "x").unwrap();
+            fs::write(t.join("c"), "other").unwrap();
+            fs::create_dir(scratch.outside().join("e")).unwrap();
+            fs::hard_link(t.join("a"), t.join("d/b")).unwrap();
+            let mut volume = Volume::open(&scratch);
+            OpenOptions::new().append(true).open(t.join("a")).unwrap().write_all(b"more").unwrap();
+            assert_eq!(volume.told(), ["modified a"]);
+            match way {
+                0 => fs::remove_file(t.join("a")).unwrap(),
+                1 => fs::rename(t.join("c"), t.join("a")).unwrap(),
+                2 => fs::rename(t.join("a"), scratch.outside().join("a")).unwrap(),
+                _ => {
+                    // From here on the consumer may be reading anything.
+                    fs::rename(scratch.outside().join("e"), t.join("e")).unwrap();
+                    assert_eq!(volume.told(), ["created e", "rescan e all"]);
+                    fs::rename(t.join("c"), t.join("a")).unwrap();
+                }
+            }
+            let told = volume.told();
+            let is_told =
+                ["modified d/b", "rescan . all"].iter().any(|line| told.contains(&(*line).to_owned()));
+            assert!(is_told, "way {way}: {told:?}");
+            drop(volume);
+            fs::remove_file(t.join("d/b")).unwrap();
+            let _ = fs::remove_dir(scratch.outside().join("e"));
+        }
+    }
+}
+
+/// Nothing more is told of a file that had one name, or the tree would have to be compared for each one that is delivered.
+#[test]
+fn a_file_that_is_made_and_moved_out_costs_its_lines() {
+    let scratch = Scratch::ext4();
+    let (t, o) = (scratch.tree(), scratch.outside());
+    let mut volume = Volume::open(&scratch);
+    for _ in 0..3 {
+        fs::write(t.join("f"), "x").unwrap();
+        assert_eq!(volume.told(), ["created f"]);
+        fs::rename(t.join("f"), o.join("f")).unwrap();
+        assert_eq!(volume.told(), ["deleted f"]);
+        fs::create_dir(t.join("d")).unwrap();
+        fs::write(t.join("d/f"), "x").unwrap();
+        assert_eq!(volume.told(), ["created d", "created d/f"]);
+        fs::rename(t.join("d"), o.join("d")).unwrap();
+        assert_eq!(volume.told(), ["deleted d"]);
+        fs::remove_dir_all(o.join("d")).unwrap();
+        fs::write(t.join("f"), "x").unwrap();
+        fs::rename(t.join("f"), o.join("f")).unwrap();
+        fs::write(t.join("g"), "x").unwrap();
+        let told = volume.told();
+        assert!(!told.contains(&"rescan . all".to_owned()), "{told:?}");
+        fs::remove_file(t.join("g")).unwrap();
+        volume.told();
+    }
+}
+
 #[test]
 fn numbers_that_are_used_again_at_once_do_not_fail_a_checkpoint() {
     let scratch = Scratch::ext4();
@@ -525,22 +637,11 @@ fn what_a_barrier_carries_over_is_told_twice() {
 
 #[test]
 fn a_mapped_file_is_told_while_it_is_mapped_and_once_more() {
-    const PROGRAM: &str = "import mmap,os,sys,ctypes
-libc = ctypes.CDLL(None, use_errno=True)
-libc.mmap.restype = ctypes.c_void_p
-f = os.open(sys.argv[1], os.O_RDWR)
-m = libc.mmap(None, 4096, 3, 1, f, ctypes.c_long(0))
-os.close(f)
-print('done', flush=True)
-for line in sys.stdin:
-    ctypes.memset(m, int(line), 9)
-    print('done', flush=True)
-";
     let scratch = Scratch::ext4();
     let path = scratch.tree().join("a");
     fs::write(&path, [0; 4096]).unwrap();
     let mut volume = Volume::open(&scratch);
-    let mut writer = Writer::start("python3", &["-c", PROGRAM, path.to_str().unwrap()]);
+    let mut writer = Writer::start("python3", &["-c", MAPPING, path.to_str().unwrap()]);
     assert_eq!(volume.told(), ["modified a"]);
     writer.write();
     assert_eq!(volume.told(), ["modified a"]);

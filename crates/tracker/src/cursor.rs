@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use highwater_journal::JournalId;
 
+use crate::line::{Line, LineKind};
+
 /// The number of a checkpoint: the period that it sealed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct CheckpointId(pub u64);
@@ -19,7 +21,34 @@ pub struct Cursor {
     /// Everything through this checkpoint has been handed out to the holder.
     pub checkpoint: CheckpointId,
     /// The holder may have read what was handed out after this checkpoint at any time since. Zero: it may have read anything.
+    /// The checkpoint of the cursor itself: it has compared everything.
     pub reading_since: CheckpointId,
+}
+
+impl Cursor {
+    pub(crate) fn has_compared_everything(&self) -> bool {
+        self.reading_since == self.checkpoint && self.reading_since != CheckpointId(0)
+    }
+
+    /// What the next cursor says of the holder of this one, when it is told these lines up to a checkpoint. `told_again`: some of them
+    /// it has been told before, and may not find once more.
+    pub(crate) fn reading_since_next(
+        &self,
+        checkpoint: CheckpointId,
+        lines: &[Line],
+        told_again: bool,
+    ) -> CheckpointId {
+        let rescans = || lines.iter().filter(|line| line.kind == LineKind::Rescan);
+        if rescans().any(|line| line.recursive && line.path == b".") {
+            checkpoint
+        } else if rescans().next().is_some() || told_again && self.has_compared_everything() {
+            CheckpointId(0)
+        } else if told_again {
+            self.reading_since
+        } else {
+            self.checkpoint
+        }
+    }
 }
 
 /// A text that is not a cursor.

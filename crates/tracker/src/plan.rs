@@ -40,7 +40,9 @@ use crate::window::{EntryIndex, Object, ObjectIndex, Window};
 
 /// What the holder of the cursor may have been reading since it got the answer before this one.
 pub(crate) enum Reading {
-    /// Anything: its answer was fresh, or told it to compare a directory.
+    /// Anything: its answer told it to compare a directory.
+    Anything,
+    /// Everything: its answer was fresh, or told it to compare all there is. So it has read every name that has been there since.
     Everything,
     /// What was told to it before.
     Told(Box<Told>),
@@ -104,6 +106,10 @@ pub(crate) fn plan<E>(
     if window.objects.iter().any(|object| object.moved) && !mutation::is(Mutation::NotToldAgain) {
         let lines_before = planner.lines.len();
         match reading()? {
+            Reading::Anything => {
+                planner.tell_all_moved_again();
+                planner.look_for_all_moved();
+            }
             Reading::Everything => planner.tell_all_moved_again(),
             Reading::Told(told) => planner.tell_again(&told),
         }
@@ -466,7 +472,7 @@ impl<'w> Planner<'w> {
 
     // ---- 4: told again ----
 
-    /// The holder may have read anything: every directory that was moved is compared, every file that was moved taken again.
+    /// The holder may have read whatever there is: every directory that was moved is compared, every file that was moved taken again.
     fn tell_all_moved_again(&mut self) {
         let window = self.window;
         let mut again = Vec::new();
@@ -481,12 +487,17 @@ impl<'w> Planner<'w> {
                 None => self.unresolved = true,
             }
         }
+        self.append_again(again);
+    }
+
+    /// It may have been told before of what has no known name any more, and of what is in a directory that has gone.
+    fn look_for_all_moved(&mut self) {
+        let window = self.window;
         for (object, named) in window.objects.iter().zip(window.named()) {
             if object.moved && !object.new && !named {
                 self.out_of_reach.push(object.handle.clone());
             }
         }
-        self.append_again(again);
     }
 
     /// The holder may have read what it was told: of that, what this window has moved.
@@ -511,7 +522,9 @@ impl<'w> Planner<'w> {
         }
         for (index, was_named) in told.named.iter().enumerate() {
             let object = &window.objects[index];
-            if told.objects[index] && !object.new && *was_named && !named_now[index] {
+            // A directory was told for itself only, without what is in it.
+            let may_have_others = !object.new && object.object_type != ObjectType::Directory;
+            if told.objects[index] && may_have_others && *was_named && !named_now[index] {
                 self.out_of_reach.push(object.handle.clone());
             }
         }

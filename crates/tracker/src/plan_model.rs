@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use crate::change::{Change, ObjectType, Place};
+use crate::cursor::{CheckpointId, Cursor};
 use crate::handle::FileHandle;
 use crate::line::{Line, LineKind};
 use crate::plan::{Reading, Told, plan};
@@ -447,9 +448,15 @@ fn answer(tree: &mut Tree, seen: Seen) -> (Vec<Line>, Seen) {
             window.push(*usn, body);
         }
     }
+    let journal = highwater_journal::JournalId([0; 16]);
+    let (checkpoint, reading_since) = (CheckpointId(seen.checkpoint), CheckpointId(seen.reading_since));
+    let cursor = Cursor { journal, checkpoint, reading_since };
     let reading = || -> Result<Reading, std::convert::Infallible> {
-        if seen.reading_since == 0 {
+        if cursor.has_compared_everything() {
             return Ok(Reading::Everything);
+        }
+        if seen.reading_since == 0 {
+            return Ok(Reading::Anything);
         }
         let mut earlier = Window::new(&handle(ROOT));
         let of_period = |from: u64| tree.records.iter().filter(move |(_, period, _)| *period > from);
@@ -462,13 +469,7 @@ fn answer(tree: &mut Tree, seen: Seen) -> (Vec<Line>, Seen) {
     };
     let may_be_elsewhere = |object: &FileHandle| Ok(tree.nodes.keys().any(|id| handle(*id) == *object));
     let plan = plan(&window, reading, may_be_elsewhere).unwrap();
-    let reading_since = if plan.lines.iter().any(|line| line.kind == LineKind::Rescan) {
-        0
-    } else if plan.told_again {
-        seen.reading_since
-    } else {
-        seen.checkpoint
-    };
+    let reading_since = cursor.reading_since_next(CheckpointId(sealed), &plan.lines, plan.told_again).0;
     (plan.lines, Seen { checkpoint: sealed, reading_since })
 }
 
@@ -575,7 +576,6 @@ fn name_every_name(before: Vec<Operation>, during: Vec<Operation>) -> Result<(),
     let mut tree = Tree::new(Names::All);
     before.into_iter().for_each(|op| tree.operate(op));
     let (_, seen) = answer(&mut tree, Seen { checkpoint: 0, reading_since: 0 });
-    let seen = Seen { reading_since: seen.checkpoint, ..seen };
     let first = tree.records.len();
     let entries_before = tree.entries(ROOT).clone();
     during.into_iter().for_each(|op| tree.operate(op));

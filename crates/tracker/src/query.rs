@@ -12,7 +12,7 @@ use highwater_journal::{Period, ReadError, Storage, Usn};
 use crate::cursor::{CheckpointId, Cursor};
 use crate::error::RequestError;
 use crate::handle::FileHandle;
-use crate::line::{Line, LineKind};
+use crate::line::Line;
 use crate::mutation::{self, Mutation};
 use crate::plan::{Reading, Told, plan};
 use crate::record::Body;
@@ -140,15 +140,19 @@ impl<S: Storage> Tracker<S> {
             }
             Err(error) => return Err(error),
         };
+        // It will have compared everything.
         let fresh = |reason| Answer {
-            cursor: shared.cursor(sealed, CheckpointId(0)),
+            cursor: shared.cursor(sealed, sealed),
             since: None,
             fresh: Some(reason),
             lines: Vec::new(),
         };
         let cursor = match since {
             Since::Cursor(cursor) => cursor,
-            Since::Now => return Ok(Answer { fresh: None, ..fresh(FreshReason::NoCursor) }),
+            Since::Now => {
+                let cursor = shared.cursor(sealed, CheckpointId(0));
+                return Ok(Answer { cursor, fresh: None, ..fresh(FreshReason::NoCursor) });
+            }
             _ => return Ok(fresh(FreshReason::NoCursor)),
         };
         if cursor.journal != shared.journal_id() {
@@ -224,18 +228,12 @@ impl<S: Storage> Shared<S> {
             if let Some(reason) = window.lost.take() {
                 return Err(Unreadable::Fresh(FreshReason::Lost(reason)));
             }
-            let reading = || if is_whole { self.reading(since, part) } else { Ok(Reading::Everything) };
+            let reading = || if is_whole { self.reading(since, part) } else { Ok(Reading::Anything) };
             let mut plan = plan(&window, reading, |object| self.may_be_elsewhere(object))?;
             lines.append(&mut plan.lines);
             told_again |= plan.told_again;
         }
-        let reading_since = if lines.iter().any(|line| line.kind == LineKind::Rescan) {
-            CheckpointId(0)
-        } else if told_again {
-            since.reading_since
-        } else {
-            since.checkpoint
-        };
+        let reading_since = since.reading_since_next(sealed, &lines, told_again);
         Ok((lines, reading_since))
     }
 
@@ -286,11 +284,14 @@ impl<S: Storage> Shared<S> {
     /// What the holder of a cursor may have been reading.
     fn reading(&self, since: &Cursor, part: &Part) -> Result<Reading, Unreadable> {
         let from = since.reading_since;
-        if from == CheckpointId(0) || self.journal.oldest_period_kept().0 > from.0 + 1 {
+        if since.has_compared_everything() {
             return Ok(Reading::Everything);
         }
+        if from == CheckpointId(0) || self.journal.oldest_period_kept().0 > from.0 + 1 {
+            return Ok(Reading::Anything);
+        }
         let parts = self.parts(from, since.checkpoint)?;
-        let [earlier] = &parts[..] else { return Ok(Reading::Everything) };
+        let [earlier] = &parts[..] else { return Ok(Reading::Anything) };
         let earlier = self.read_part(earlier, Window::new(&self.facts.root), Window::push)?;
         Ok(Reading::Told(Box::new(self.read_part(part, Told::new(earlier), Told::push)?)))
     }

@@ -2,6 +2,8 @@
 //!
 //! They are reached through a private, detached clone of the directory's mount: it enters no mount point, it is in nobody's
 //! way at an unmount, and the kernel refuses to go up from it out of the directory, which tells what is inside from what is not.
+//! That is a question to a directory. A file is where its name is, and of what is outside of a mount the kernel tells no name; so
+//! files are reached through a second clone, of all that the directory's mount shows.
 
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -16,6 +18,8 @@ use rustix::mount::OpenTreeFlags;
 /// The filesystem, and the directory in it that is tracked.
 pub(crate) struct Below {
     root: OwnedFd,
+    /// The uppermost directory of the directory's mount; `root` if that is not to be reached.
+    top: OwnedFd,
     root_handle: FileHandle,
     magic: i64,
     fsid: [i32; 2],
@@ -35,6 +39,18 @@ pub(crate) enum Whereabouts {
     At(Place),
 }
 
+/// What the name that the kernel has of an open file says.
+enum Lookup {
+    Inside(Place),
+    Outside,
+    /// There is none at hand that could be followed.
+    Nameless,
+    /// It does not lead there any more.
+    Moved,
+}
+
+pub(super) const BTRFS: i64 = 0x9123_683e;
+
 /// How often an object is looked for that moves while it is looked for.
 const TRIES: usize = 8;
 
@@ -52,7 +68,14 @@ impl Below {
         let statfs = rustix::fs::fstatfs(&root)?;
         let stat = statx_fd(root.as_fd())?;
         let device = (stat.stx_dev_major, stat.stx_dev_minor);
-        Ok(Self { root, root_handle, magic: statfs.f_type, fsid: fsid(&statfs), device })
+        let top = match top_of_mount(directory) {
+            Ok(top) => top,
+            Err(errno) => {
+                tracing::debug!(%errno, "files that are outside may be taken for ones that are inside");
+                rustix::io::fcntl_dupfd_cloexec(&root, 0)?
+            }
+        };
+        Ok(Self { root, top, root_handle, magic: statfs.f_type, fsid: fsid(&statfs), device })
     }
 
     pub(crate) fn root(&self) -> BorrowedFd<'_> {
@@ -71,8 +94,15 @@ impl Below {
         self.fsid
     }
 
-    pub(crate) fn device(&self) -> (u32, u32) {
-        self.device
+    /// Whether something of this device is on the filesystem. Each btrfs subvolume has its own device; what they share is one half of the
+    /// filesystem's id.
+    pub(crate) fn has_device(
+        &self,
+        device: (u32, u32),
+        statfs: impl FnOnce() -> Result<rustix::fs::StatFs, Errno>,
+    ) -> bool {
+        let is_of_same_id = |stat: &rustix::fs::StatFs| stat.f_type == BTRFS && fsid(stat)[0] == self.fsid[0];
+        device == self.device || self.magic == BTRFS && statfs().is_ok_and(|stat| is_of_same_id(&stat))
     }
 
     /// Opens an object by its handle; `None` if it does not exist any more.
@@ -170,43 +200,83 @@ impl Below {
 
     /// Where a file is, as far as the kernel has one of its names at hand.
     pub(crate) fn locate_file(&self, file: &FileHandle) -> Result<Whereabouts, Errno> {
-        let (mut nlink, mut is_name_gone) = (0, false);
         for _ in 0..TRIES {
-            let flags = OFlags::PATH | OFlags::NOFOLLOW;
-            let Some(fd) = self.open_object(file, flags)? else { return Ok(Whereabouts::Gone) };
-            nlink = statx_fd(fd.as_fd())?.stx_nlink;
+            let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let fd = match gone(open_by_handle(self.top.as_fd(), file, flags)) {
+                Err(Errno::NOMEM) => self.open_object(file, flags)?,
+                opened => opened?,
+            };
+            let Some(fd) = fd else { return Ok(Whereabouts::Gone) };
+            let nlink = statx_fd(fd.as_fd())?.stx_nlink;
             if nlink == 0 {
                 return Ok(Whereabouts::Gone);
             }
-            let path = match rustix::fs::readlink(proc_path(&fd), Vec::new()) {
-                // Too deep for a path.
-                Err(Errno::NAMETOOLONG) => return Ok(Whereabouts::Unknown),
-                path => path?,
-            };
-            let path = path.as_bytes();
-            let name = last_component(path);
-            if name.is_empty() {
-                // The kernel has the object and none of its names.
-                return Ok(Whereabouts::Unknown);
-            }
-            // What the kernel has at hand is a name that has been taken away from an object that is still open; there are others.
-            is_name_gone = name.ends_with(b" (deleted)");
-            // From the root of our mount, or from that of the filesystem for what is outside.
-            let above = [b".", &path[..path.len() - name.len()]].concat();
-            let above = CString::new(above).map_err(|_| Errno::INVAL)?;
-            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let parent = match gone(rustix::fs::openat(&self.root, &above, flags, Mode::empty())) {
-                Ok(Some(parent)) => parent,
-                Ok(None) => continue,
-                Err(Errno::NAMETOOLONG) => return Ok(Whereabouts::Unknown),
-                Err(errno) => return Err(errno),
-            };
-            if self.at(parent.as_fd(), name)?.as_ref() == Some(file) {
-                let parent = handle_of_fd(parent.as_fd())?;
-                return Ok(Whereabouts::At(Place { parent, name: name.into() }));
+            match self.look_at_name_of(&fd, file, self.top.as_fd())? {
+                Lookup::Inside(place) => return Ok(Whereabouts::At(place)),
+                // By another one it may be inside.
+                Lookup::Outside if nlink > 1 => return Ok(Whereabouts::Unknown),
+                Lookup::Outside => return Ok(Whereabouts::Outside),
+                Lookup::Nameless => return Ok(Whereabouts::Unknown),
+                Lookup::Moved => {}
             }
         }
-        Ok(if nlink == 1 && !is_name_gone { Whereabouts::Outside } else { Whereabouts::Unknown })
+        Ok(Whereabouts::Unknown)
+    }
+
+    /// Whether a file that some process holds is outside, by the name that it was opened by; `fd` is a descriptor of the same open.
+    /// For what the directory's mount does not show: another subvolume, or a bind mount's surroundings.
+    pub(crate) fn is_held_outside(&self, fd: &OwnedFd, file: &FileHandle) -> Result<bool, Errno> {
+        if statx_fd(fd.as_fd())?.stx_nlink != 1 {
+            return Ok(false);
+        }
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = rustix::fs::open(c"/", flags, Mode::empty())?;
+        Ok(matches!(self.look_at_name_of(fd, file, root.as_fd())?, Lookup::Outside))
+    }
+
+    /// Looks whether the name that the kernel has of an open file, from `root` on, leads to it.
+    fn look_at_name_of(
+        &self,
+        fd: &OwnedFd,
+        file: &FileHandle,
+        root: BorrowedFd<'_>,
+    ) -> Result<Lookup, Errno> {
+        let path = match rustix::fs::readlink(proc_path(fd), Vec::new()) {
+            // Too deep for a path.
+            Err(Errno::NAMETOOLONG) => return Ok(Lookup::Nameless),
+            path => path?,
+        };
+        let path = path.as_bytes();
+        let name = last_component(path);
+        // Not below that root, or the kernel has the object and none of its names.
+        if name.is_empty() {
+            return Ok(Lookup::Nameless);
+        }
+        let above = [b".", &path[..path.len() - name.len()]].concat();
+        let above = CString::new(above).map_err(|_| Errno::INVAL)?;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let parent = match gone(rustix::fs::openat(root, &above, flags, Mode::empty())) {
+            Ok(Some(parent)) => parent,
+            Ok(None) => return Ok(Lookup::Moved),
+            Err(Errno::NAMETOOLONG) => return Ok(Lookup::Nameless),
+            Err(errno) => return Err(errno),
+        };
+        let stat = statx_fd(parent.as_fd())?;
+        let device = (stat.stx_dev_major, stat.stx_dev_minor);
+        // On another one the same handle is another object.
+        if !self.has_device(device, || rustix::fs::fstatfs(&parent))
+            || self.at(parent.as_fd(), name)?.as_ref() != Some(file)
+        {
+            // A name that has been taken away from an object that is still open; there are others.
+            let is_taken_away = name.ends_with(b" (deleted)");
+            return Ok(if is_taken_away { Lookup::Nameless } else { Lookup::Moved });
+        }
+        let parent = handle_of_fd(parent.as_fd())?;
+        Ok(match self.is_inside(&parent)? {
+            Some(true) => Lookup::Inside(Place { parent, name: name.into() }),
+            Some(false) => Lookup::Outside,
+            None => Lookup::Moved,
+        })
     }
 
     pub(crate) fn locate(&self, object: &FileHandle) -> Result<Whereabouts, Errno> {
@@ -216,6 +286,33 @@ impl Below {
             Some(_) => self.locate_file(object),
         }
     }
+}
+
+/// A private clone of all that the mount of a directory shows, at its uppermost directory.
+fn top_of_mount(directory: &Path) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let identity = |fd: &OwnedFd| {
+        let wanted = StatxFlags::BASIC_STATS | StatxFlags::MNT_ID;
+        let stat = rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH, wanted)?;
+        Ok::<_, Errno>((stat.stx_mnt_id, (stat.stx_dev_major, stat.stx_dev_minor, stat.stx_ino)))
+    };
+    let mut top = rustix::fs::open(directory, flags, Mode::empty())?;
+    let (mount, mut here) = identity(&top)?;
+    loop {
+        let above = rustix::fs::openat(&top, c"..", flags, Mode::empty())?;
+        let (mount_above, there) = identity(&above)?;
+        // The root of the process is its own parent.
+        if mount_above != mount || there == here {
+            break;
+        }
+        (top, here) = (above, there);
+    }
+    let flags =
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    let top = rustix::mount::open_tree(&top, c"", flags)?;
+    // Opened, so that handles can be opened through it.
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::openat(&top, c".", flags, Mode::empty())
 }
 
 /// Returns once every change of the directory's entries that was under way has been made known: the kernel queues its event

@@ -12,6 +12,8 @@ use super::below::{last_errno, owned};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Event {
     pub(crate) mask: u64,
+    /// The process; zero for those that we cannot see, all of them.
+    pub(crate) pid: u32,
     pub(crate) told: Told,
 }
 
@@ -38,6 +40,8 @@ pub(crate) mod bit {
     pub(crate) const RENAME: u64 = libc::FAN_RENAME;
     pub(crate) const DIRECTORY: u64 = libc::FAN_ONDIR;
     pub(crate) const OVERFLOW: u64 = libc::FAN_Q_OVERFLOW;
+    /// Of what an object is.
+    pub(crate) const CHANGES: u64 = MODIFY | ATTRIB | CLOSE_WRITE;
 }
 
 const WATCHED: u64 =
@@ -134,8 +138,9 @@ fn parse(bytes: &[u8]) -> Option<Event> {
     }
     let metadata_len = usize::from(u16::from_ne_bytes(*bytes.get(6..)?.first_chunk()?));
     let mask = u64::from_ne_bytes(*bytes.get(8..)?.first_chunk()?);
+    let pid = u32_at(bytes, 20)?;
     if mask & bit::OVERFLOW != 0 {
-        return Some(Event { mask, told: Told::Overflow });
+        return Some(Event { mask, pid, told: Told::Overflow });
     }
     let (mut object, mut entry, mut old, mut new) = (None, None, None, None);
     let mut rest = bytes.get(metadata_len..)?;
@@ -162,7 +167,7 @@ fn parse(bytes: &[u8]) -> Option<Event> {
         (None, _, _, Some(object)) => Told::Object { object },
         _ => return None,
     };
-    Some(Event { mask, told })
+    Some(Event { mask, pid, told })
 }
 
 /// `struct fanotify_event_info_fid`, with the name behind the handle if there is one.

@@ -45,13 +45,16 @@ impl Queue {
             for event in events {
                 self.take(event, below)?;
             }
+            self.digest.shorten(|object| Ok(below.stat(object)?.is_some()))?;
         }
         Ok(())
     }
 
     /// Cuts: gives what was read since the last cut.
     pub(crate) fn cut(&mut self) -> Digest {
-        std::mem::take(&mut self.digest)
+        let digest = std::mem::take(&mut self.digest);
+        self.digest.unseen_before = digest.unseen.clone();
+        digest
     }
 
     fn take(&mut self, event: Event, below: &Below) -> Result<(), Errno> {
@@ -62,6 +65,9 @@ impl Queue {
                 let is_kept = self.may_be_inside(&place.parent, below)?;
                 if !is_kept && is_directory && event.mask & bit::DELETE != 0 {
                     self.digest.ended_outside.insert(object.clone());
+                }
+                if !is_kept && !is_directory && event.mask & bit::CHANGES != 0 {
+                    self.digest.unseen.push(object.clone(), place.parent.clone());
                 }
                 is_kept
             }

@@ -13,7 +13,7 @@ use highwater_tracker::{FileHandle, ObjectType, Place};
 use rustix::fs::{AtFlags, StatxFlags};
 use rustix::io::Errno;
 
-use super::below::{Below, Whereabouts, noted, object_type, wait_for_changes_of};
+use super::below::{BTRFS, Below, Whereabouts, noted, object_type, wait_for_changes_of};
 use super::digest::{Before, Digest, Touched};
 use super::{HashMap, HashSet};
 
@@ -133,6 +133,7 @@ pub(crate) fn resolve(
     }
     if !digest.directories.is_empty() {
         wanted.extend(digest.unseen_in.iter().cloned());
+        wanted.extend(unseen(digest).map(|(_, directory)| directory.clone()));
     }
     noted("look up names that events tell", resolver.look_up_names())?;
     noted("look for files that were changed", resolver.look_for_files(&mut wanted))?;
@@ -141,6 +142,7 @@ pub(crate) fn resolve(
     resolver.name_directories(&mut resolved);
     noted("look at objects that have gone", resolver.resolve_entries(&mut resolved))?;
     noted("look at files that were closed", resolver.resolve_touched(&mut resolved, changed_since_cut))?;
+    noted("look for files that were changed before they left", resolver.resolve_unseen(&mut resolved))?;
     for directory in &digest.unseen_in {
         if resolver.is_told_by_entry(directory) {
             resolved.crossed.push(directory.clone());
@@ -148,6 +150,11 @@ pub(crate) fn resolve(
     }
     resolved.lost_sight |= resolver.lost_sight;
     Ok(resolved)
+}
+
+/// Files whose changes were dropped, since they are outside, each with the directory.
+fn unseen(digest: &Digest) -> impl Iterator<Item = (&FileHandle, &FileHandle)> {
+    digest.unseen.files.iter().chain(&digest.unseen_before.files)
 }
 
 /// The names at which an object may be by what is known of it.
@@ -196,7 +203,6 @@ impl Resolver<'_> {
             };
         /// `BTRFS_FIRST_FREE_OBJECTID`.
         const SUBVOLUME_ROOT: u64 = 256;
-        const BTRFS: i64 = 0x9123_683e;
         let is_subvolume = self.below.magic() == BTRFS && stat.stx_ino == SUBVOLUME_ROOT;
         Ok(Some(Seen { object, object_type: object_type(&stat), nlink: stat.stx_nlink, is_subvolume }))
     }
@@ -505,6 +511,36 @@ impl Resolver<'_> {
         resolved.touched = changes;
         Ok(())
     }
+
+    /// A file that was changed while its directory was inside, and whose event was dropped since the directory was outside when it was
+    /// read, may have another name that is inside.
+    fn resolve_unseen(&mut self, resolved: &mut Resolved) -> Result<(), Errno> {
+        if self.digest.directories.is_empty() {
+            return Ok(());
+        }
+        for (file, directory) in unseen(self.digest) {
+            if self.side_at_first(directory) == Side::Outside {
+                continue;
+            }
+            if let Whereabouts::At(_) | Whereabouts::Unknown = self.below.locate_file(file)? {
+                resolved.touched.push(Change {
+                    object: file.clone(),
+                    object_type: ObjectType::File,
+                    modified: true,
+                    metadata: true,
+                    places: None,
+                    nlink: 2,
+                });
+            }
+        }
+        let has_left = |directory: &FileHandle| {
+            self.side_at_first(directory) == Side::Inside && self.side_at_second(directory) != Side::Inside
+        };
+        if self.digest.unseen.more || self.digest.unseen_before.more {
+            self.lost_sight |= self.digest.directories.keys().any(has_left);
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -523,22 +559,27 @@ mod tests {
     struct Watched {
         below: Below,
         queue: Mutex<Queue>,
+        /// The root of the filesystem, which is tracked unless a directory was named.
         tree: PathBuf,
         _home: tempfile::TempDir,
     }
 
     impl Watched {
         fn new() -> Self {
-            Self::by(Group::watch)
+            Self::by(Group::watch, ".")
         }
 
-        fn by(watch: impl FnOnce(std::os::fd::BorrowedFd<'_>) -> Result<Group, Errno>) -> Self {
+        fn by(
+            watch: impl FnOnce(std::os::fd::BorrowedFd<'_>) -> Result<Group, Errno>,
+            directory: &str,
+        ) -> Self {
             let home = tempfile::tempdir().unwrap();
             let tree = home.path().to_owned();
             assert!(
                 Command::new("mount").args(["-t", "tmpfs", "none"]).arg(&tree).status().unwrap().success()
             );
-            let below = Below::open(&tree).unwrap();
+            fs::create_dir_all(tree.join(directory)).unwrap();
+            let below = Below::open(&tree.join(directory)).unwrap();
             let queue = Mutex::new(Queue::new(watch(below.root()).unwrap()));
             Self { below, queue, tree, _home: home }
         }
@@ -616,7 +657,7 @@ mod tests {
     fn a_queue_that_overflows_makes_everything_be_compared_once() {
         let allowed = fs::read_to_string("/proc/sys/fs/fanotify/max_queued_events").unwrap();
         let allowed: usize = allowed.trim().parse().unwrap();
-        let watched = Watched::by(Group::watch_with_short_queue);
+        let watched = Watched::by(Group::watch_with_short_queue, ".");
         for number in 0..=allowed {
             fs::write(watched.at(&format!("f{number}")), "").unwrap();
         }
@@ -626,6 +667,34 @@ mod tests {
         let resolved = watched.resolve(&watched.cut());
         assert!(!resolved.lost_sight);
         assert_eq!(names(&resolved.gained), [b"after"]);
+    }
+
+    #[test]
+    fn a_file_that_was_changed_just_before_its_directory_left_may_have_another_name() {
+        for more in [false, true] {
+            let watched = Watched::by(Group::watch, "in");
+            fs::create_dir_all(watched.at("in/d/below")).unwrap();
+            for file in ["alone", "linked"] {
+                fs::write(watched.at("in/d/below").join(file), "x").unwrap();
+            }
+            fs::hard_link(watched.at("in/d/below/linked"), watched.at("in/other")).unwrap();
+            watched.cut();
+            for file in ["alone", "linked"] {
+                fs::write(watched.at("in/d/below").join(file), "y").unwrap();
+            }
+            fs::rename(watched.at("in/d"), watched.at("d")).unwrap();
+            // Whoever is at work outside all the time is nobody's concern.
+            fs::write(watched.at("d/below/alone"), "z").unwrap();
+            fs::write(watched.at("outside"), "x").unwrap();
+            fs::hard_link(watched.at("outside"), watched.at("outside too")).unwrap();
+            let mut digest = watched.cut();
+            digest.unseen.more = more;
+            let resolved = watched.resolve(&digest);
+            assert_eq!(names(&resolved.lost), [b"d"]);
+            assert_eq!(resolved.touched.len(), 1, "{:?}", resolved.touched);
+            assert_eq!(resolved.touched[0].places, None);
+            assert_eq!(resolved.lost_sight, more);
+        }
     }
 
     #[test]

@@ -403,6 +403,12 @@ impl Shared {
         // ORDERING: see `tell`.
         self.has_told.store(false, Ordering::Relaxed);
         digest.overflow |= std::mem::replace(&mut drains.has_failed, true);
+        // It may have another name, and may have been read by nobody by the one that it has lost.
+        for object in digest.replaced() {
+            if self.below.stat(&object)?.is_some() {
+                digest.add(object, |touched| touched.modified = true);
+            }
+        }
         for object in carried.objects.iter().chain(&drains.carried) {
             digest.add(object.clone(), |touched| touched.modified = true);
         }
@@ -651,6 +657,14 @@ impl Source for Shared {
             }
         }
         self.locate(object)
+    }
+
+    fn may_be_elsewhere(&self, object: &FileHandle) -> io::Result<bool> {
+        Ok(match self.below.stat(object)? {
+            None => false,
+            Some(stat) if object_type(&stat) == ObjectType::Directory => true,
+            Some(_) => !matches!(self.below.locate_file(object)?, Whereabouts::Gone | Whereabouts::Outside),
+        })
     }
 
     /// Of an open writer, as it was before the write barrier.

@@ -1,14 +1,13 @@
 //! Files that can change without an event: mapped ones, and those open for writing, since not every way to write raises one.
 
-use std::ffi::CString;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use highwater_tracker::{FileHandle, Sample, WriterMode};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags};
 
-use super::below::{Below, Whereabouts, handle_behind, handle_of_fd, sample, statx_fd};
+use super::below::{BTRFS, Below, Whereabouts, handle_of_fd, sample, statx_fd};
 use super::digest::Digest;
 use super::holders::{Holders, Holding, How, Key};
 use super::source::{COARSE_NS, realtime_ns};
@@ -26,7 +25,6 @@ pub(crate) struct Writer {
 
 /// How often the list of processes is read again because it grew meanwhile.
 const ROUNDS_MAX: usize = 64;
-const BTRFS: i64 = 0x9123_683e;
 
 type Device = (u32, u32);
 
@@ -127,7 +125,7 @@ impl Search<'_> {
                 None => match handles.get(&holding.key) {
                     Some(Some(object)) => Some(object.clone()),
                     // Whoever else has it may have it still.
-                    None | Some(None) => handle_held(holding),
+                    None | Some(None) => self.held(holding),
                 },
             };
             handles.insert(holding.key, handle.clone());
@@ -150,6 +148,25 @@ impl Search<'_> {
             }
         }
         handles.values().any(Option::is_none)
+    }
+
+    /// The handle of a file by way of who holds it, if that still does.
+    fn held(&mut self, holding: &Holding) -> Option<FileHandle> {
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let fd = rustix::fs::open(holding.link(), flags, Mode::empty()).ok()?;
+        // Another one may be there by now.
+        statx_fd(fd.as_fd()).ok().filter(|stat| stat.stx_ino == holding.key.number)?;
+        let object = handle_of_fd(fd.as_fd()).ok()?;
+        self.look_by_holder(&fd, &object);
+        Some(object)
+    }
+
+    /// Notes a file that is outside by the name that its holder has opened it by.
+    fn look_by_holder(&mut self, fd: &OwnedFd, object: &FileHandle) {
+        let is_new = !self.found.contains_key(object) && !self.before.contains_key(object);
+        if is_new && self.below.is_held_outside(fd, object).unwrap_or(false) {
+            self.found.insert(object.clone(), None);
+        }
     }
 
     /// A loop device writes to the file behind it without an event, and no process has it open. Like direct I/O, nobody waits for it.
@@ -225,12 +242,14 @@ impl Search<'_> {
         }
         let device = (stat.stx_dev_major, stat.stx_dev_minor);
         let below = self.below;
-        *self.is_ours.entry(device).or_insert_with(|| is_ours(below, device, link))
+        let is_ours = || below.has_device(device, || rustix::fs::statfs(link));
+        *self.is_ours.entry(device).or_insert_with(is_ours)
     }
 
     fn add(&mut self, link: &Path, mode: WriterMode, mapped: bool) {
-        let Ok(link) = CString::new(link.as_os_str().as_bytes()) else { return };
-        if let Ok(object) = handle_behind(&link) {
+        let Ok(fd) = rustix::fs::open(link, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()) else { return };
+        if let Ok(object) = handle_of_fd(fd.as_fd()) {
+            self.look_by_holder(&fd, &object);
             self.add_object(&object, mode, mapped);
         }
     }
@@ -260,26 +279,6 @@ impl Search<'_> {
             writer.mapped |= mapped;
         }
     }
-}
-
-/// The handle of a file by way of who holds it, if that still does.
-fn handle_held(holding: &Holding) -> Option<FileHandle> {
-    let flags = OFlags::PATH | OFlags::CLOEXEC;
-    let fd = rustix::fs::open(holding.link(), flags, Mode::empty()).ok()?;
-    // Another one may be there by now.
-    statx_fd(fd.as_fd()).ok().filter(|stat| stat.stx_ino == holding.key.number)?;
-    handle_of_fd(fd.as_fd()).ok()
-}
-
-/// Whether a device number is one of the tracked filesystem. Each btrfs subvolume has its own; what they share is one half of
-/// the filesystem's id.
-fn is_ours(below: &Below, device: Device, link: &Path) -> bool {
-    if below.device() == device {
-        return true;
-    }
-    below.magic() == BTRFS
-        && rustix::fs::statfs(link)
-            .is_ok_and(|stat| stat.f_type == BTRFS && super::below::fsid(&stat)[0] == below.fsid()[0])
 }
 
 fn flags(info: &str) -> Option<i32> {
