@@ -18,6 +18,7 @@ use crate::data::OpenFile;
 use crate::descriptors::{DirectoryCache, OpenTable};
 use crate::directory::OpenDirectory;
 use crate::foreign::Foreign;
+use crate::gone::Gone;
 use crate::nodes::{LookedUp, Nodes, Target, VALID_SECONDS};
 use crate::prober::Probers;
 use crate::processes::Device;
@@ -46,6 +47,7 @@ pub(crate) struct Filesystem {
     /// Wakes the thread that looks after lingering opens and foreign writers.
     pub(crate) lingering_changed: Condvar,
     pub(crate) foreign: Foreign,
+    pub(crate) gone: Gone,
     pub(crate) passthrough: AtomicBool,
     pub(crate) kernel_flags: AtomicU64,
     pub(crate) options: Options,

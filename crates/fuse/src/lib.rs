@@ -30,6 +30,7 @@ mod directory;
 mod dispatch;
 mod filesystem;
 mod foreign;
+mod gone;
 mod ioctl;
 mod mount;
 mod mountinfo;

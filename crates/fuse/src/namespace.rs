@@ -10,7 +10,7 @@ use highwater_tracker::{Change, FileHandle, Intent, ObjectType};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, RenameFlags};
 use rustix::io::Errno;
 
-use crate::covered::{Found, object_type, proc_path};
+use crate::covered::{Found, object_type, proc_path, statx_fd};
 use crate::credentials::{Caller, as_caller};
 use crate::filesystem::{Filesystem, decode_device, place};
 use crate::sections::WriteSection;
@@ -85,6 +85,7 @@ impl Filesystem {
         found: &Found,
         (parent, name): (u64, &CStr),
     ) -> EntryOut {
+        self.gone.remove(&found.handle);
         let mut entry = EntryOut::default();
         section.record(change, &mut || entry = self.entry(found, Some((parent, name.to_bytes()))));
         entry
@@ -159,6 +160,10 @@ impl Filesystem {
         let is_directory = object_type(&victim.stat) == ObjectType::Directory;
         if is_directory && let Some(node) = self.nodes.id(&victim.handle) {
             self.directories.remove(node);
+        }
+        let has_names = || statx_fd(fd.as_fd()).map_or(true, |stat| stat.stx_nlink > 0);
+        if self.keeps_descriptors() && (is_directory || !has_names()) {
+            self.gone.insert(victim.handle.clone());
         }
         if is_directory || victim.stat.stx_nlink <= 1 {
             self.nodes.keep_descriptor(&victim.handle, fd);

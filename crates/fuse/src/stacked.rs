@@ -17,6 +17,7 @@ use rustix::io::Errno;
 use crate::covered::{Access, Covered, ObjectFd, magic, object_type, proc_path, sample, statx_fd};
 use crate::filesystem::Filesystem;
 use crate::foreign::{Foreign, ForeignWriter};
+use crate::gone::Gone;
 use crate::mount::{self, MountError, UnmountError};
 use crate::nodes::Nodes;
 use crate::prober::Probers;
@@ -146,6 +147,7 @@ impl Stacked {
             openers: Mutex::default(),
             lingering_changed: parking_lot::Condvar::new(),
             foreign: Foreign::default(),
+            gone: Gone::default(),
             passthrough: AtomicBool::new(false),
             kernel_flags: AtomicU64::new(0),
             options,
@@ -459,6 +461,10 @@ impl Source for Filesystem {
                 }
             },
         }
+    }
+
+    fn may_be_elsewhere(&self, object: &FileHandle) -> io::Result<bool> {
+        Ok(!self.gone.contains(object) && self.sample(object)?.is_some_and(|sample| sample.nlink > 0))
     }
 
     fn sample(&self, object: &FileHandle) -> io::Result<Option<Sample>> {

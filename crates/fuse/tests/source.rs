@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use highwater_tracker::{Change, FileHandle, ObjectType, Place};
 use rustix::fs::{CWD, RenameFlags};
-use support::{Fixture, Kind, PYTHON_MAP, Said, both, everywhere, sh_in};
+use support::{Fixture, Kind, PYTHON_MAP, Said, Volume, both, everywhere, sh_in};
 
 fn place(parent: &FileHandle, name: &str) -> Place {
     Place { parent: parent.clone(), name: name.as_bytes().into() }
@@ -361,6 +361,41 @@ fn an_object_that_is_gone_is_gone_also_while_its_number_is_used_again() {
             }
         });
     });
+}
+
+/// Without file handles what the kernel does not know any more cannot be looked for; but what has been removed is gone.
+#[test]
+fn what_has_been_removed_is_nowhere_also_without_file_handles() {
+    let volume = Volume::new(Kind::Tmpfs);
+    let at = volume.path();
+    sh_in(&at, "mkdir lower upper work tracked");
+    sh_in(&at, "mount -t overlay -o lowerdir=lower,upperdir=upper,workdir=work none tracked");
+    let directory = at.join("tracked");
+    sh_in(&directory, "echo x > alone; echo x > linked; ln linked other; echo x > replaced; mkdir d");
+    let mut fx = Fixture::over(volume, directory.clone(), Kind::Tmpfs, true, |_| {});
+    let [alone, linked, replaced, d] = ["alone", "linked", "replaced", "d"].map(|name| handle_of(&fx, name));
+    sh_in(
+        &directory,
+        "rm alone linked; mv other replaced; rmdir d; rm replaced; echo x > kept; rm kept; ln -s x kept",
+    );
+    // Until the kernel has forgotten them, they can be asked themselves.
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while fx.stacked().nodes() > 2 {
+        assert!(Instant::now() < deadline, "{} nodes", fx.stacked().nodes());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let source = fx.stacked().source();
+    for (object, name) in [(alone, "alone"), (replaced, "replaced"), (d, "d"), (linked, "linked")] {
+        assert!(!source.may_be_elsewhere(&object).unwrap(), "{name}");
+    }
+    sh_in(&directory, "echo x > linked; ln linked other");
+    let linked = handle_of(&fx, "linked");
+    sh_in(&directory, "rm linked");
+    // Either it is known still, and has a name, or nobody can say.
+    assert!(source.may_be_elsewhere(&linked).unwrap_or(true));
+    drop(source);
+    fx.uncover();
+    sh_in(&at, "umount tracked");
 }
 
 #[test]
