@@ -107,14 +107,7 @@ impl Below {
 
     /// Opens an object by its handle; `None` if it does not exist any more.
     pub(crate) fn open_object(&self, handle: &FileHandle, flags: OFlags) -> Result<Option<OwnedFd>, Errno> {
-        for _ in 0..MAKING_TRIES {
-            match open_by_handle(self.root(), handle, flags) {
-                // ext4 says so (iget_locked gives no inode) while another object is being made with the number of one that is gone.
-                Err(Errno::NOMEM) => std::thread::sleep(MAKING_PAUSE),
-                opened => return gone(opened),
-            }
-        }
-        gone(open_by_handle(self.root(), handle, flags))
+        open_through(self.root(), handle, flags)
     }
 
     /// Opens a directory for reading, by handle.
@@ -201,12 +194,10 @@ impl Below {
     /// Where a file is, as far as the kernel has one of its names at hand.
     pub(crate) fn locate_file(&self, file: &FileHandle) -> Result<Whereabouts, Errno> {
         for _ in 0..TRIES {
-            let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let fd = match gone(open_by_handle(self.top.as_fd(), file, flags)) {
-                Err(Errno::NOMEM) => self.open_object(file, flags)?,
-                opened => opened?,
+            let flags = OFlags::PATH | OFlags::NOFOLLOW;
+            let Some(fd) = open_through(self.top.as_fd(), file, flags)? else {
+                return Ok(Whereabouts::Gone);
             };
-            let Some(fd) = fd else { return Ok(Whereabouts::Gone) };
             let nlink = statx_fd(fd.as_fd())?.stx_nlink;
             if nlink == 0 {
                 return Ok(Whereabouts::Gone);
@@ -426,6 +417,18 @@ fn name_to_handle(at: BorrowedFd<'_>, name: &CStr, flags: i32) -> Result<FileHan
     }
     let opaque = raw.bytes.get(..raw.len as usize).ok_or(Errno::OVERFLOW)?;
     FileHandle::new(raw.handle_type, opaque).ok_or(Errno::OVERFLOW)
+}
+
+/// Opens an object by its handle, through a mount of its filesystem; `None` if it does not exist any more.
+fn open_through(mount: BorrowedFd<'_>, handle: &FileHandle, flags: OFlags) -> Result<Option<OwnedFd>, Errno> {
+    for _ in 0..MAKING_TRIES {
+        match open_by_handle(mount, handle, flags) {
+            // ext4 says so (iget_locked gives no inode) while another object is being made with the number of one that is gone.
+            Err(Errno::NOMEM) => std::thread::sleep(MAKING_PAUSE),
+            opened => return gone(opened),
+        }
+    }
+    gone(open_by_handle(mount, handle, flags))
 }
 
 fn open_by_handle(mount: BorrowedFd<'_>, handle: &FileHandle, flags: OFlags) -> Result<OwnedFd, Errno> {

@@ -13,6 +13,7 @@
 use highwater_tracker::{FileHandle, Place};
 
 use super::group::{Event, Told, bit};
+use super::relinked::Relinked;
 use super::{HashMap, HashSet};
 
 /// An object and whether it is a directory.
@@ -66,7 +67,7 @@ impl Unseen {
     }
 }
 
-/// Files that are remembered only in case that something else happens as well.
+/// Files that are remembered in case that their directory turns out to have left.
 const FILES_MAX: usize = 1 << 13;
 
 /// The names of one object that are kept; it is looked for by other means if it has more.
@@ -87,12 +88,9 @@ pub(crate) struct Digest {
     pub(crate) unseen: Unseen,
     /// That of the digest before: the event that moved the directory may be in this one.
     pub(crate) unseen_before: Unseen,
-    /// Processes that have moved something to a name of which it is not known what was there.
-    replacing: HashSet<u32>,
-    /// Files whose number of links has changed, by a process.
-    relinked: HashSet<(u32, FileHandle)>,
-    /// There were too many of these to remember them all.
-    relinked_more: bool,
+    /// What may have been replaced, and that of the digest before.
+    pub(crate) relinked: Relinked,
+    pub(crate) relinked_before: Relinked,
     /// Events were lost.
     pub(crate) overflow: bool,
 }
@@ -114,7 +112,7 @@ impl Digest {
                 }
                 self.leave(from, &object, is_directory);
                 self.arrive(to, (object, is_directory), Before::Unknown);
-                self.replacing.insert(event.pid);
+                self.relinked.moved(event.pid);
             }
             Told::Entry { place, object } => {
                 let (created, deleted) = (mask & bit::CREATE != 0, mask & bit::DELETE != 0);
@@ -133,7 +131,7 @@ impl Digest {
             }
             // Without a name and not of a directory this is how the kernel tells that the number of links has changed.
             Told::Object { object } if !is_directory && mask & (bit::MODIFY | bit::CLOSE_WRITE) == 0 => {
-                self.relinked.insert((event.pid, object));
+                self.relinked.push(event.pid, object);
             }
             Told::Object { object } => self.touch(&object, mask, None),
         }
@@ -179,39 +177,19 @@ impl Digest {
         }
     }
 
-    /// Files that may have lost a name to something that was moved there, which the kernel tells by their number of links only.
-    /// If there were too many, everything counts as lost.
-    ///
-    /// By the process, since these events come from everywhere on the filesystem, and are far from the move if they were merged.
-    pub(crate) fn replaced(&mut self) -> Vec<FileHandle> {
-        self.overflow |= self.relinked_more && !self.replacing.is_empty();
-        let by_name = self.entries.values().flat_map(|entry| {
-            let before = match &entry.before {
-                Before::Object((object, _)) => Some(object),
-                Before::Nothing | Before::Unknown => None,
-            };
-            before.into_iter().chain(entry.arrivals.iter().map(|(object, _)| object))
+    /// Ends the digest, and begins the next one.
+    pub(crate) fn cut(&mut self) -> Self {
+        let mut cut = std::mem::take(self);
+        let arrivals = cut.entries.values().flat_map(|entry| &entry.arrivals);
+        let left = cut.entries.values().filter_map(|entry| match &entry.before {
+            Before::Object(occupant) => Some(occupant),
+            Before::Nothing | Before::Unknown => None,
         });
-        let by_name: HashSet<&FileHandle> = by_name.collect();
-        let relinked = self.relinked.iter().filter(|(pid, _)| self.replacing.contains(pid));
-        relinked.map(|(_, object)| object).filter(|object| !by_name.contains(object)).cloned().collect()
-    }
-
-    /// Forgets files whose number of links has changed and that are gone, if they are many. Of what is left some has to be given up
-    /// then: everything is compared if it comes to that.
-    pub(crate) fn shorten<E>(&mut self, exists: impl Fn(&FileHandle) -> Result<bool, E>) -> Result<(), E> {
-        if self.relinked.len() < FILES_MAX {
-            return Ok(());
-        }
-        let mut kept = HashSet::default();
-        for (pid, object) in std::mem::take(&mut self.relinked) {
-            if exists(&object)? {
-                kept.insert((pid, object));
-            }
-        }
-        self.relinked_more |= kept.len() > FILES_MAX / 2;
-        self.relinked = if kept.len() > FILES_MAX / 2 { HashSet::default() } else { kept };
-        Ok(())
+        let by_name: HashSet<&FileHandle> = arrivals.chain(left).map(|(object, _)| object).collect();
+        cut.relinked.forget(|file| by_name.contains(file));
+        self.unseen_before = cut.unseen.clone();
+        self.relinked_before = cut.relinked.clone();
+        cut
     }
 
     /// Adds an object that is to be looked at, without an event.
@@ -318,36 +296,24 @@ mod tests {
     fn a_change_of_the_link_count_alone_is_nothing() {
         let told = Told::Object { object: object(1) };
         assert!(digest([(bit::ATTRIB, told.clone())]).touched.is_empty());
-        assert_eq!(digest([(bit::ATTRIB, told.clone())]).replaced(), []);
         assert!(digest([(bit::ATTRIB | bit::MODIFY, told)]).touched[&object(1)].modified);
     }
+
     #[test]
-    fn a_file_of_which_only_the_number_of_links_is_told_beside_a_move_may_have_been_replaced() {
+    fn what_only_the_number_of_links_is_told_of_beside_a_move_may_have_been_replaced() {
         let relinked = (bit::ATTRIB, Told::Object { object: object(2) });
-        let mut replaced = digest([(0, renamed("a", "b", 1)), relinked.clone()]);
-        assert_eq!(replaced.replaced(), [object(2)]);
-        // The names of these are told.
-        let mut removed = digest([(0, renamed("a", "b", 1)), (bit::DELETE, entry("c", 2)), relinked.clone()]);
-        assert!(removed.replaced().is_empty());
-        let mut linked = digest([(0, renamed("a", "b", 1)), (bit::CREATE, entry("c", 2)), relinked.clone()]);
-        assert!(linked.replaced().is_empty());
-        // Another process has moved nothing here.
-        let mut elsewhere = digest([(0, renamed("a", "b", 1))]);
-        elsewhere.push(Event { mask: relinked.0, pid: 2, told: relinked.1 });
-        assert!(elsewhere.replaced().is_empty());
-    }
-    #[test]
-    fn of_many_files_whose_number_of_links_has_changed_those_that_are_gone_are_forgotten() {
-        let many = |exists: bool| {
-            let mut digest = digest([(0, renamed("a", "b", 1))]);
-            for number in 0..FILES_MAX {
-                let object = FileHandle::new(2, &number.to_le_bytes()).unwrap();
-                digest.push(Event { mask: bit::ATTRIB, pid: 1, told: Told::Object { object } });
-            }
-            digest.shorten(|_| Ok::<_, ()>(exists)).unwrap();
-            (digest.replaced().len(), digest.overflow)
+        let replaced = |events: &[(u64, Told)]| {
+            let cut = digest(events.iter().cloned()).cut();
+            cut.relinked.replaced(&cut.relinked_before).unwrap().into_iter().collect::<Vec<_>>()
         };
-        assert_eq!(many(false), (0, false));
-        assert_eq!(many(true), (0, true));
+        let renamed = (0, renamed("a", "b", 1));
+        assert_eq!(replaced(&[renamed.clone(), relinked.clone()]), [object(2)]);
+        // The names of these are told.
+        assert_eq!(replaced(&[renamed.clone(), (bit::DELETE, entry("c", 2)), relinked.clone()]), []);
+        assert_eq!(replaced(&[renamed.clone(), (bit::CREATE, entry("c", 2)), relinked.clone()]), []);
+        let mut later = digest([renamed]);
+        later.cut();
+        later.push(Event { mask: relinked.0, pid: 1, told: relinked.1 });
+        assert_eq!(later.relinked.replaced(&later.relinked_before), Some(HashSet::from_iter([object(2)])));
     }
 }

@@ -16,6 +16,7 @@ mod digest;
 mod group;
 mod holders;
 mod queue;
+mod relinked;
 mod resolve;
 mod source;
 mod writers;

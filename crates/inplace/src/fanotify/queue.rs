@@ -45,16 +45,14 @@ impl Queue {
             for event in events {
                 self.take(event, below)?;
             }
-            self.digest.shorten(|object| Ok(below.stat(object)?.is_some()))?;
+            self.digest.relinked.shorten(|object| Ok(below.stat(object)?.is_some()))?;
         }
         Ok(())
     }
 
     /// Cuts: gives what was read since the last cut.
     pub(crate) fn cut(&mut self) -> Digest {
-        let digest = std::mem::take(&mut self.digest);
-        self.digest.unseen_before = digest.unseen.clone();
-        digest
+        self.digest.cut()
     }
 
     fn take(&mut self, event: Event, below: &Below) -> Result<(), Errno> {

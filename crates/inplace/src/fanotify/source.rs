@@ -404,9 +404,14 @@ impl Shared {
         self.has_told.store(false, Ordering::Relaxed);
         digest.overflow |= std::mem::replace(&mut drains.has_failed, true);
         // It may have another name, and may have been read by nobody by the one that it has lost.
-        for object in digest.replaced() {
-            if self.below.stat(&object)?.is_some() {
-                digest.add(object, |touched| touched.modified = true);
+        match digest.relinked.replaced(&digest.relinked_before) {
+            None => digest.overflow = true,
+            Some(replaced) => {
+                for object in replaced {
+                    if self.below.stat(&object)?.is_some() {
+                        digest.add(object, |touched| touched.modified = true);
+                    }
+                }
             }
         }
         for object in carried.objects.iter().chain(&drains.carried) {
