@@ -676,7 +676,7 @@ impl Sim {
         // Only who was told to look everywhere may: what another one reads at a name it may take for something else that it holds.
         let consumer = &world.consumers[index];
         let cursor = consumer.cursor.or(consumer.acked);
-        if cursor.is_none_or(|cursor| cursor.reading_since.0 != 0) {
+        if !cursor.is_some_and(|cursor| cursor.may_have_read_anything()) {
             return;
         }
         let path = world.path_of(at);

@@ -26,6 +26,11 @@ pub struct Cursor {
 }
 
 impl Cursor {
+    /// Whether its holder may have read what it was not told to: it has compared a directory.
+    pub fn may_have_read_anything(&self) -> bool {
+        self.reading_since == CheckpointId(0) || self.reading_since == self.checkpoint
+    }
+
     pub(crate) fn has_compared_everything(&self) -> bool {
         self.reading_since == self.checkpoint && self.reading_since != CheckpointId(0)
     }
