@@ -54,10 +54,12 @@ pub(super) fn work(arguments: &BenchArgs, scratch: &Scratch) -> Result<String> {
             fs::create_dir_all(&dir)?;
             let watcher = match Watcher::start(name, arguments, scratch, &dir) {
                 Ok(watcher) => watcher,
-                Err(error) => {
+                // A peer may be missing, and then is in no round.
+                Err(error) if name != "highwater" => {
                     eprintln!("bench: without {name}: {error:#}");
                     continue;
                 }
+                Err(error) => return Err(error),
             };
             for (step, work) in steps(&archive, arguments) {
                 settle(scratch)?;
@@ -193,11 +195,13 @@ impl Watcher {
                 let mut given = arguments.product.clone();
                 given.track_args.extend(["--source".to_owned(), "fanotify".to_owned()]);
                 fs::create_dir_all(&scratch.state)?;
+                // Each round has a directory of its own, which the state of the one before would refuse.
                 let state = scratch.state.join("in-place");
+                if state.exists() {
+                    fs::remove_dir_all(&state)?;
+                }
                 let product = Product::new(&given, dir, &state, &scratch.evidence)?;
                 let (tracking, _) = product.track()?;
-                // The volume may know it from the round before.
-                let _ = product.remove_consumer(CONSUMER);
                 product.add_consumer(CONSUMER).map_err(|error| anyhow::anyhow!("{error}"))?;
                 Self::Highwater { product, tracking }
             }
