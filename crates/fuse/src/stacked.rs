@@ -365,6 +365,13 @@ fn losses(covered: &Covered, options: &Options, root: bool, losses: &mut Vec<Str
     } else if !options.passthrough {
         lose("passthrough is off: file data goes through the server, which is slower");
     }
+    // Since FUSE writes back by iomap. Seen on 6.18, with bindfs as well.
+    if !(root && options.passthrough) && kernel_at_least(6, 17) {
+        lose(
+            "this kernel has a mistake in FUSE without passthrough: a write that makes a file longer can come out as zeros, if its last page \
+             has just been changed through a mapping",
+        );
+    }
     match covered.access() {
         Access::Handles => {}
         Access::Descriptors => {
