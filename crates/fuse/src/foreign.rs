@@ -138,13 +138,10 @@ pub(crate) fn relative(writer: Writer, directory: &Path) -> Option<ForeignWriter
     Some(ForeignWriter { path, device: writer.device, inode: writer.inode, holder: writer.holder })
 }
 
-fn is_regular_file(stat: &Statx) -> bool {
-    FileType::from_raw_mode(stat.stx_mode.into()) == FileType::RegularFile
-}
-
-/// Whether this is the file that the writer was seen with. Not by the device, of which a mapping of btrfs has another one.
-fn is_file_of(stat: &Statx, writer: &Writer) -> bool {
-    is_regular_file(stat) && stat.stx_ino == writer.inode
+/// Whether an object may be the file of this number that a writer was seen with. Not by the device, of which a mapping of btrfs has
+/// another one.
+fn is_file(stat: &Statx, inode: u64) -> bool {
+    FileType::from_raw_mode(stat.stx_mode.into()) == FileType::RegularFile && stat.stx_ino == inode
 }
 
 /// What was found of the writers from before the mount. The tracker has not been told.
@@ -195,7 +192,7 @@ impl Filesystem {
                 let opened = rustix::fs::openat(CWD, link, flags, Mode::empty());
                 let found = opened.ok().and_then(|fd| self.covered.found_at(fd).ok());
                 // The process may have closed it meanwhile, and have something else there: a directory, even.
-                if let Some(found) = found.filter(|found| is_file_of(&found.stat, writer)) {
+                if let Some(found) = found.filter(|found| is_file(&found.stat, writer.inode)) {
                     by_link.insert(writer.clone(), found);
                 }
             }
@@ -271,7 +268,7 @@ impl Filesystem {
     /// Of a subvolume inside the tree the mount before this one may have shown other numbers: then several objects come into question.
     fn is_surely(&self, located: &Located, writer: &ForeignWriter) -> bool {
         let stat = &located.found.stat;
-        !self.covered.is_of_subvolume(stat) && is_regular_file(stat) && stat.stx_ino == writer.inode
+        !self.covered.is_of_subvolume(stat) && is_file(stat, writer.inode)
     }
 
     /// What a path leads to now, from the root of the covered tree.

@@ -161,8 +161,8 @@ impl Filesystem {
         if is_directory && let Some(node) = self.nodes.id(&victim.handle) {
             self.directories.remove(node);
         }
-        let has_names = || statx_fd(fd.as_fd()).map_or(true, |stat| stat.stx_nlink > 0);
-        if self.keeps_descriptors() && (is_directory || !has_names()) {
+        let is_nameless = || is_directory || statx_fd(fd.as_fd()).is_ok_and(|stat| stat.stx_nlink == 0);
+        if self.keeps_descriptors() && is_nameless() {
             self.gone.insert(victim.handle.clone());
         }
         if is_directory || victim.stat.stx_nlink <= 1 {

@@ -170,6 +170,8 @@ struct Planner<'w> {
     left: HashSet<EntryIndex>,
     /// For each object that moves: where to.
     goal: Vec<Option<EntryIndex>>,
+    /// Which objects have a name in the end that is known.
+    named: Vec<bool>,
     /// What has changed, or was told as changed before, and has no name any more that is known.
     out_of_reach: Vec<FileHandle>,
     /// A path could not be found out: everything has to be compared.
@@ -187,6 +189,7 @@ impl<'w> Planner<'w> {
             created: HashSet::new(),
             left: HashSet::new(),
             goal: vec![None; window.objects.len()],
+            named: window.named(),
             out_of_reach: Vec::new(),
             unresolved: false,
         };
@@ -415,8 +418,7 @@ impl<'w> Planner<'w> {
                 None => self.out_of_reach.push(object.handle.clone()),
             }
         }
-        let named = window.named();
-        for (object, named) in window.objects.iter().zip(named) {
+        for (object, named) in window.objects.iter().zip(&self.named) {
             let is_changed =
                 object.modified || object.metadata && object.object_type != ObjectType::Directory;
             // Of what was made in the window every name is known.
@@ -493,7 +495,7 @@ impl<'w> Planner<'w> {
     /// It may have been told before of what has no known name any more, and of what is in a directory that has gone.
     fn look_for_all_moved(&mut self) {
         let window = self.window;
-        for (object, named) in window.objects.iter().zip(window.named()) {
+        for (object, named) in window.objects.iter().zip(&self.named) {
             if object.moved && !object.new && !named {
                 self.out_of_reach.push(object.handle.clone());
             }

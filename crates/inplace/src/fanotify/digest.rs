@@ -180,13 +180,15 @@ impl Digest {
     /// Ends the digest, and begins the next one.
     pub(crate) fn cut(&mut self) -> Self {
         let mut cut = std::mem::take(self);
-        let arrivals = cut.entries.values().flat_map(|entry| &entry.arrivals);
-        let left = cut.entries.values().filter_map(|entry| match &entry.before {
-            Before::Object(occupant) => Some(occupant),
-            Before::Nothing | Before::Unknown => None,
-        });
-        let by_name: HashSet<&FileHandle> = arrivals.chain(left).map(|(object, _)| object).collect();
-        cut.relinked.forget(|file| by_name.contains(file));
+        if cut.relinked.has_files() {
+            let arrivals = cut.entries.values().flat_map(|entry| &entry.arrivals);
+            let left = cut.entries.values().filter_map(|entry| match &entry.before {
+                Before::Object(occupant) => Some(occupant),
+                Before::Nothing | Before::Unknown => None,
+            });
+            let by_name: HashSet<&FileHandle> = arrivals.chain(left).map(|(object, _)| object).collect();
+            cut.relinked.forget(|file| by_name.contains(file));
+        }
         self.unseen_before = cut.unseen.clone();
         self.relinked_before = cut.relinked.clone();
         cut

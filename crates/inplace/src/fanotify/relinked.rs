@@ -32,6 +32,10 @@ impl Relinked {
         self.files.insert((pid, file));
     }
 
+    pub(crate) fn has_files(&self) -> bool {
+        !self.files.is_empty()
+    }
+
     /// Keeps the files few.
     pub(crate) fn shorten<E>(&mut self, exists: impl Fn(&FileHandle) -> Result<bool, E>) -> Result<(), E> {
         if self.files.len() < FILES_MAX {

@@ -125,7 +125,9 @@ impl Search<'_> {
                 None => match handles.get(&holding.key) {
                     Some(Some(object)) => Some(object.clone()),
                     // Whoever else has it may have it still.
-                    None | Some(None) => self.held(holding),
+                    None | Some(None) => {
+                        self.object_behind(holding.link().as_ref(), Some(holding.key.number))
+                    }
                 },
             };
             handles.insert(holding.key, handle.clone());
@@ -150,12 +152,12 @@ impl Search<'_> {
         handles.values().any(Option::is_none)
     }
 
-    /// The handle of a file by way of who holds it, if that still does.
-    fn held(&mut self, holding: &Holding) -> Option<FileHandle> {
-        let flags = OFlags::PATH | OFlags::CLOEXEC;
-        let fd = rustix::fs::open(holding.link(), flags, Mode::empty()).ok()?;
-        // Another one may be there by now.
-        statx_fd(fd.as_fd()).ok().filter(|stat| stat.stx_ino == holding.key.number)?;
+    /// The handle of a file by way of who holds it. `number`: of its inode, as another one may be there by now.
+    fn object_behind(&mut self, link: &Path, number: Option<u64>) -> Option<FileHandle> {
+        let fd = rustix::fs::open(link, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).ok()?;
+        if number.is_some() && statx_fd(fd.as_fd()).ok().map(|stat| stat.stx_ino) != number {
+            return None;
+        }
         let object = handle_of_fd(fd.as_fd()).ok()?;
         self.look_by_holder(&fd, &object);
         Some(object)
@@ -247,9 +249,7 @@ impl Search<'_> {
     }
 
     fn add(&mut self, link: &Path, mode: WriterMode, mapped: bool) {
-        let Ok(fd) = rustix::fs::open(link, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()) else { return };
-        if let Ok(object) = handle_of_fd(fd.as_fd()) {
-            self.look_by_holder(&fd, &object);
+        if let Some(object) = self.object_behind(link, None) {
             self.add_object(&object, mode, mapped);
         }
     }
