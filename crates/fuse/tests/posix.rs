@@ -9,6 +9,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use rustix::fs::{AtFlags, CWD, FallocateFlags, Mode, OFlags, RenameFlags, SeekFrom, StatxFlags, XattrFlags};
 use rustix::io::Errno;
@@ -404,6 +405,120 @@ f.close(); m[0:5]=b'after'; m.flush(); assert open('f','rb').read(5)==b'after'
         fs::write(fx.path("m.py"), script).unwrap();
         sh_in(fx.root(), "python3 m.py");
     });
+}
+
+#[test]
+fn a_write_beside_a_store_in_the_same_page_is_not_lost() {
+    both(|fx| {
+        let file = readable_and_writable(fx, "f");
+        file.set_len(4096).unwrap();
+        let reader = File::open(fx.path("f")).unwrap();
+        let page = SharedPage::of(&file);
+        let store = || {
+            page.store(0, 1);
+            std::thread::yield_now();
+        };
+        beside(store, || {
+            for number in 1..=3_000_u64 {
+                let mut read = [0; 8];
+                file.write_all_at(&number.to_ne_bytes(), 8).unwrap();
+                reader.read_exact_at(&mut read, 8).unwrap();
+                assert_eq!(u64::from_ne_bytes(read), number, "a write that has returned is not there");
+                assert_eq!(page.load(8), number.to_ne_bytes()[0], "nor in a mapping");
+            }
+        });
+    });
+}
+
+#[test]
+fn a_write_that_makes_a_file_longer_is_whole_beside_writeback() {
+    // Without passthrough it is not, on any FUSE filesystem since Linux 6.17: docs/adr/0015.
+    let mut fx = Fixture::new(Kind::Scratch, true);
+    let longer = vec![b'y'; 100_000];
+    for number in 0..200 {
+        let name = format!("f{number}");
+        let file = readable_and_writable(&fx, &name);
+        file.write_all_at(&[b'x'; 40], 0).unwrap();
+        let page = SharedPage::of(&file);
+        page.store(4, b's');
+        let write_back = || {
+            // SAFETY: plain numbers.
+            unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 4096, libc::SYNC_FILE_RANGE_WRITE) };
+        };
+        beside(write_back, || {
+            page.store(5, b't');
+            file.write_all_at(&longer, 23).unwrap();
+        });
+        assert!(fs::read(fx.path(&name)).unwrap()[23..] == longer, "file {number}");
+        fs::remove_file(fx.path(&name)).unwrap();
+    }
+    fx.uncover();
+}
+
+fn readable_and_writable(fx: &Fixture, name: &str) -> File {
+    OpenOptions::new().read(true).write(true).create_new(true).open(fx.path(name)).unwrap()
+}
+
+/// Does the second, and the first over and over on another thread meanwhile.
+fn beside(again_and_again: impl Fn() + Sync, once: impl FnOnce()) {
+    struct Over<'a>(&'a AtomicBool);
+    impl Drop for Over<'_> {
+        fn drop(&mut self) {
+            // ORDERING: ends a loop and says nothing else.
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+    let over = AtomicBool::new(false);
+    std::thread::scope(|threads| {
+        threads.spawn(|| {
+            // ORDERING: as above.
+            while !over.load(Ordering::Relaxed) {
+                again_and_again();
+            }
+        });
+        let _over = Over(&over);
+        once();
+    });
+}
+
+/// The first page of a file, shared.
+struct SharedPage(*mut u8);
+
+// SAFETY: the mapping lives as long as the value, and is stored into and loaded from by the byte, atomically.
+unsafe impl Sync for SharedPage {}
+
+impl SharedPage {
+    fn of(file: &File) -> Self {
+        let both = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: a new mapping, of a descriptor that is open.
+        let page =
+            unsafe { libc::mmap(std::ptr::null_mut(), 4096, both, libc::MAP_SHARED, file.as_raw_fd(), 0) };
+        assert_ne!(page, libc::MAP_FAILED, "{}", std::io::Error::last_os_error());
+        Self(page.cast())
+    }
+
+    fn byte(&self, at: usize) -> &AtomicU8 {
+        assert!(at < 4096);
+        // SAFETY: within the mapping, which is as long as `self` lives; a byte has any alignment.
+        unsafe { AtomicU8::from_ptr(self.0.add(at)) }
+    }
+
+    fn store(&self, at: usize, byte: u8) {
+        // ORDERING: what is looked at is the page, by one thread for each byte.
+        self.byte(at).store(byte, Ordering::Relaxed);
+    }
+
+    fn load(&self, at: usize) -> u8 {
+        // ORDERING: as in `store`.
+        self.byte(at).load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for SharedPage {
+    fn drop(&mut self) {
+        // SAFETY: nothing refers to it any more.
+        unsafe { libc::munmap(self.0.cast(), 4096) };
+    }
 }
 
 #[test]
