@@ -31,10 +31,10 @@ pack() { # ROOT PROGRAM [NAME]
     done
 }
 
-# Python, with its library.
+# Python, with its library: that of the package, whatever else is in the path.
 pack_python() { # ROOT
     local python library extension
-    python=$(readlink -f "$(command -v python3)")
+    python=$(readlink -f /usr/bin/python3)
     library=$("$python" -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')
     pack "$1" "$python" python3
     mkdir -p "$1$library"
@@ -109,6 +109,8 @@ machine() { # VERSION
     echo root:x:0: >"$root/etc/group"
     ln -s /proc/self/mounts "$root/etc/mtab"
     install -D /bin/busybox "$root/bin/busybox"
+    # Not that of busybox, which takes its own programs before those in the path.
+    pack "$root" /bin/dash sh
     # The tests ask for these as users of the machine, who are not all root.
     chmod 755 "$root"
     chmod 1777 "$root/tmp" "$root/var/tmp"

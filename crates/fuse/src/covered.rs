@@ -68,7 +68,9 @@ pub struct Covered {
     root_dev: u64,
     magic: i64,
     access: Access,
-    detached: bool,
+    /// The clone of the directory's mount, if it could be made. A mount without a namespace (this is an anonymous one) costs a lock of the
+    /// whole machine at the end of every lookup (`mntput` in the kernel).
+    tree: Option<OwnedFd>,
     subvolumes: parking_lot::Mutex<Vec<u64>>,
 }
 
@@ -128,12 +130,12 @@ impl Covered {
             Err(errno) => Err(failed(errno)),
             Ok(fd) => Ok(fd),
         };
-        let (root, detached) = match tree {
-            Ok(tree) => (open(rustix::fs::openat(&tree, c".", flags, Mode::empty()))?, true),
+        let (root, tree) = match tree {
+            Ok(tree) => (open(rustix::fs::openat(&tree, c".", flags, Mode::empty()))?, Some(tree)),
             Err(Errno::NOTCONN | Errno::CONNABORTED) => {
                 return Err(CoveredError::DeadMount { directory: directory.to_owned() });
             }
-            Err(_) => (open(rustix::fs::open(directory, flags, Mode::empty()))?, false),
+            Err(_) => (open(rustix::fs::open(directory, flags, Mode::empty()))?, None),
         };
         let stat = statx_fd(root.as_fd()).map_err(failed)?;
         let magic = rustix::fs::fstatfs(&root).map_err(failed)?.f_type;
@@ -151,7 +153,7 @@ impl Covered {
             root_dev: dev_of(&stat),
             magic,
             access,
-            detached,
+            tree,
             subvolumes: parking_lot::Mutex::new(Vec::new()),
         })
     }
@@ -221,7 +223,7 @@ impl Covered {
     }
 
     pub(crate) fn detached(&self) -> bool {
-        self.detached
+        self.tree.is_some()
     }
 
     /// Finds an entry of a directory: what it is now, and its attributes. The two belong together as long as the caller keeps

@@ -7,6 +7,7 @@
 
 pub mod barrier;
 mod fanotify;
+mod iterator;
 mod kernel;
 mod loader;
 mod words;

@@ -10,7 +10,8 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use highwater_inplace::WriteBarrier;
 use highwater_inplace::barrier::{BarrierError, FilesystemBarrier, vfs_write_barrier};
@@ -382,6 +383,45 @@ fn a_stopped_writer_holds_nothing_up() {
             passes(&barrier);
         }
     }
+}
+
+/// A look is over with the record of its end. A task that is born after that would be in what one more read gives.
+#[test]
+fn who_is_born_at_the_end_of_a_look_does_not_spoil_it() {
+    let mounted = Mounted::new("tmpfs");
+    let barrier = FilesystemBarrier::new(File::open(mounted.path()).unwrap()).unwrap();
+    let file = File::create(mounted.path().join("victim")).unwrap();
+    let (stalled, others) = (file.try_clone().unwrap(), File::create(mounted.path().join("others")).unwrap());
+    let write = Stalled::start("pwrite", move |late| stalled.write_all_at(late.bytes(), 0));
+    stalls(&barrier, "pwrite64");
+    let over = AtomicBool::new(false);
+    let failed = std::thread::scope(|scope| {
+        // They wait for the lock of the file: as many records as one read gives, which take a while to be looked at.
+        for _ in 0..250 {
+            scope.spawn(|| file.write_all_at(b"later", 0).unwrap());
+        }
+        scope.spawn(|| {
+            let bytes = vec![0; 1 << 18];
+            // ORDERING: ends a loop and says nothing else.
+            while !over.load(Ordering::Relaxed) {
+                std::thread::scope(|born| drop(born.spawn(|| others.write_all_at(&bytes, 0).unwrap())));
+            }
+        });
+        let begun = Instant::now();
+        let mut failed = None;
+        while failed.is_none() && begun.elapsed() < Duration::from_secs(3) {
+            failed = match barrier.synchronize(Some(Duration::from_millis(500))) {
+                Err(BarrierError::Deadline { .. }) => None,
+                other => Some(other),
+            };
+        }
+        // ORDERING: as above.
+        over.store(true, Ordering::Relaxed);
+        write.finish().unwrap();
+        failed
+    });
+    assert!(failed.is_none(), "{failed:?}");
+    passes(&barrier);
 }
 
 #[test]

@@ -1,18 +1,16 @@
 //! The BPF programs: loading them, and running one over all tasks.
-//!
-//! A program is an iterator. It runs inside `read` of a descriptor that this module makes for each scan; between two scans nothing of it
-//! is attached to anything.
 
-use std::io::Read;
+use std::io;
+use std::ops::ControlFlow;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use aya::maps::{Array, MapData};
-use aya::programs::{Iter, ProgramError};
 use aya::{Ebpf, include_bytes_aligned};
 
 use super::error::{ScanError, StartError};
 use super::functions::Functions;
 use super::record::{Control, Kind, RECORD, Record, Scan, SwitchedOff};
+use crate::iterator::{self, iterator};
 use crate::loader::Loader;
 
 static OBJECT: &[u8] = include_bytes_aligned!("../../bpf/scan.bpf.o");
@@ -27,7 +25,6 @@ pub(super) struct Programs {
     functions: Array<MapData, Functions>,
     knows_functions: bool,
     told: Control,
-    buffer: Vec<u8>,
 }
 
 impl Programs {
@@ -47,7 +44,7 @@ impl Programs {
         let control = Array::try_from(map("control")?).map_err(|error| refused(Box::new(error)))?;
         let functions = Array::try_from(map("functions")?).map_err(|error| refused(Box::new(error)))?;
         let told = Control::new();
-        Ok(Self { ebpf, control, functions, knows_functions: false, told, buffer: vec![0; 1 << 16] })
+        Ok(Self { ebpf, control, functions, knows_functions: false, told })
     }
 
     /// Lets the looks to come find out who waits for a reader only (B). It takes tens of milliseconds, the first time.
@@ -105,38 +102,23 @@ impl Programs {
 
     /// Runs a program over all tasks. The last record is the one that says that the scan was whole.
     fn run(&mut self, name: &str) -> Result<Vec<Record>, ScanError> {
-        fn program(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> ScanError {
-            ScanError::Program(error.into())
-        }
-        self.control.set(0, self.told, 0).map_err(program)?;
-        let iterator = iterator(&mut self.ebpf, name).map_err(program)?;
-        let link = iterator.attach().map_err(program)?;
-        let link = iterator.take_link(link).map_err(program)?;
-        let mut file = link.into_file().map_err(program)?;
-        let mut records = Vec::new();
-        loop {
-            let length = match file.read(&mut self.buffer) {
-                Ok(0) => break,
-                Ok(length) => length,
-                // The kernel gives other tasks a turn after a million objects without output.
-                Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR)) => continue,
-                Err(error) => return Err(ScanError::Read(error)),
-            };
-            let (whole, rest) = self.buffer[..length].as_chunks::<RECORD>();
-            if !rest.is_empty() {
-                return Err(ScanError::Incomplete);
+        self.control.set(0, self.told, 0).map_err(|error| ScanError::Program(error.into()))?;
+        let program = iterator(&mut self.ebpf, name).map_err(|error| ScanError::Program(error.into()))?;
+        let mut records: Vec<Record> = Vec::new();
+        let whole = iterator::run::<RECORD>(program, |bytes| {
+            let record = Record::parse(bytes).ok_or(io::ErrorKind::InvalidData)?;
+            let is_end = record.kind == Kind::End;
+            records.push(record);
+            Ok(if is_end { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+        });
+        match whole {
+            Ok(()) => Ok(records),
+            Err(error)
+                if matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData) =>
+            {
+                Err(ScanError::Incomplete)
             }
-            for bytes in whole {
-                records.push(Record::parse(bytes).ok_or(ScanError::Incomplete)?);
-            }
-        }
-        match records.last() {
-            Some(last) if last.kind == Kind::End => Ok(records),
-            _ => Err(ScanError::Incomplete),
+            Err(error) => Err(ScanError::Read(error)),
         }
     }
-}
-
-fn iterator<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Iter, ProgramError> {
-    ebpf.program_mut(name).ok_or(ProgramError::UnexpectedProgramType)?.try_into()
 }

@@ -20,6 +20,9 @@ pub(crate) struct Below {
     root: OwnedFd,
     /// The uppermost directory of the directory's mount; `root` if that is not to be reached.
     top: OwnedFd,
+    /// The clones that those two were opened through. A mount without a namespace (this is an anonymous one) costs a lock of the whole
+    /// machine at the end of every lookup (`mntput` in the kernel).
+    _trees: [Option<OwnedFd>; 2],
     root_handle: FileHandle,
     magic: i64,
     fsid: [i32; 2],
@@ -68,14 +71,15 @@ impl Below {
         let statfs = rustix::fs::fstatfs(&root)?;
         let stat = statx_fd(root.as_fd())?;
         let device = (stat.stx_dev_major, stat.stx_dev_minor);
-        let top = match top_of_mount(directory) {
-            Ok(top) => top,
+        let (top, top_tree) = match top_of_mount(directory) {
+            Ok((top, tree)) => (top, Some(tree)),
             Err(errno) => {
                 tracing::debug!(%errno, "files that are outside may be taken for ones that are inside");
-                rustix::io::fcntl_dupfd_cloexec(&root, 0)?
+                (rustix::io::fcntl_dupfd_cloexec(&root, 0)?, None)
             }
         };
-        Ok(Self { root, top, root_handle, magic: statfs.f_type, fsid: fsid(&statfs), device })
+        let (_trees, magic) = ([Some(tree), top_tree], statfs.f_type);
+        Ok(Self { root, top, _trees, root_handle, magic, fsid: fsid(&statfs), device })
     }
 
     pub(crate) fn root(&self) -> BorrowedFd<'_> {
@@ -279,8 +283,8 @@ impl Below {
     }
 }
 
-/// A private clone of all that the mount of a directory shows, at its uppermost directory.
-fn top_of_mount(directory: &Path) -> Result<OwnedFd, Errno> {
+/// A private clone of all that the mount of a directory shows: its uppermost directory, and the mount itself.
+fn top_of_mount(directory: &Path) -> Result<(OwnedFd, OwnedFd), Errno> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let identity = |fd: &OwnedFd| {
         let wanted = StatxFlags::BASIC_STATS | StatxFlags::MNT_ID;
@@ -300,10 +304,10 @@ fn top_of_mount(directory: &Path) -> Result<OwnedFd, Errno> {
     }
     let flags =
         OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
-    let top = rustix::mount::open_tree(&top, c"", flags)?;
+    let tree = rustix::mount::open_tree(&top, c"", flags)?;
     // Opened, so that handles can be opened through it.
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    rustix::fs::openat(&top, c".", flags, Mode::empty())
+    Ok((rustix::fs::openat(&tree, c".", flags, Mode::empty())?, tree))
 }
 
 /// Returns once every change of the directory's entries that was under way has been made known: the kernel queues its event

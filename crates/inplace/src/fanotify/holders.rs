@@ -16,15 +16,16 @@
 //! last one, and since the last one that hid nothing.
 
 use std::error::Error;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
+use std::ops::ControlFlow;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use super::HashSet;
+use crate::iterator::{self, iterator};
 use crate::loader::Loader;
 use crate::words;
 
 use aya::maps::{Array, MapData};
-use aya::programs::{Iter, ProgramError};
 use aya::{Ebpf, include_bytes_aligned};
 use rustix::fs::{MemfdFlags, memfd_create};
 
@@ -47,9 +48,6 @@ const HIDES: u32 = 4;
 
 /// Processes that are born during a look are looked into one by one, until there is none that is new. They can be born faster.
 const ROUNDS_MAX: usize = 64;
-
-/// How often a program is run of whose records the end is missing. Seen once in some thousand runs of the oracle, on a machine that was overloaded.
-const RUNS_MAX: usize = 8;
 
 #[derive(Clone, Copy, Default)]
 #[repr(C)]
@@ -123,7 +121,6 @@ struct Record {
 pub(crate) struct Holders {
     ebpf: Ebpf,
     control: Array<MapData, Control>,
-    buffer: Vec<u8>,
 }
 
 type Refused = Box<dyn Error + Send + Sync>;
@@ -145,11 +142,11 @@ impl Holders {
         let loader = Loader::shared()?;
         let mut ebpf = loader.load(OBJECT)?;
         for (name, over) in [(FILES, "task_file"), (MAPS, "task_vma"), (TASKS, "task")] {
-            program(&mut ebpf, name)?.load(over, loader.types())?;
+            iterator(&mut ebpf, name)?.load(over, loader.types())?;
         }
         let control = ebpf.take_map("control").ok_or("the object has no map `control`")?;
         let control = Array::try_from(control)?;
-        Ok(Self { ebpf, control, buffer: vec![0; 1 << 16] })
+        Ok(Self { ebpf, control })
     }
 
     /// A file in memory that is open and mapped has to be found as both.
@@ -226,43 +223,19 @@ impl Holders {
 
     /// Runs a program over everything that it is for.
     fn run(&mut self, name: &str) -> io::Result<Vec<Record>> {
-        for _ in 0..RUNS_MAX {
-            if let Some(records) = self.run_once(name)? {
-                return Ok(records);
-            }
-            tracing::debug!(name, "a look at all processes was cut short");
-        }
-        Err(io::Error::other("looks at all processes are cut short"))
-    }
-
-    /// `None`: the record of the end is missing, and so others may be.
-    fn run_once(&mut self, name: &str) -> io::Result<Option<Vec<Record>>> {
-        let iterator = program(&mut self.ebpf, name).map_err(io::Error::other)?;
-        let link = iterator.attach().map_err(io::Error::other)?;
-        let link = iterator.take_link(link).map_err(io::Error::other)?;
-        let mut file = link.into_file().map_err(io::Error::other)?;
+        let program = iterator(&mut self.ebpf, name).map_err(io::Error::other)?;
         let mut records = Vec::new();
-        let mut is_whole = false;
-        loop {
-            let length = match file.read(&mut self.buffer) {
-                Ok(0) => return Ok(is_whole.then_some(records)),
-                Ok(length) => length,
-                // The kernel gives other tasks a turn after a million objects without output.
-                Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR)) => continue,
-                Err(error) => return Err(error),
-            };
-            let (whole, rest) = self.buffer[..length].as_chunks::<RECORD>();
-            if !rest.is_empty() {
-                return Err(io::Error::other("half a record"));
+        iterator::run::<RECORD>(program, |bytes| {
+            let record = Record::parse(bytes);
+            if record.kind == END {
+                return Ok(ControlFlow::Break(()));
             }
-            for bytes in whole {
-                let record = Record::parse(bytes);
-                is_whole = record.kind == END;
-                if matches!(record.kind, OPEN | MAPPING | LOCATED | TASK) {
-                    records.push(record);
-                }
+            if matches!(record.kind, OPEN | MAPPING | LOCATED | TASK) {
+                records.push(record);
             }
-        }
+            Ok(ControlFlow::Continue(()))
+        })?;
+        Ok(records)
     }
 }
 
@@ -281,10 +254,6 @@ impl Record {
             flags: short(44),
         }
     }
-}
-
-fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Iter, ProgramError> {
-    ebpf.program_mut(name).ok_or(ProgramError::UnexpectedProgramType)?.try_into()
 }
 
 fn memory_file() -> io::Result<OwnedFd> {
