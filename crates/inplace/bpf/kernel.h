@@ -30,6 +30,7 @@ struct dentry {
 } CORE;
 
 struct vfsmount {
+	struct dentry *mnt_root;
 	struct super_block *mnt_sb;
 } CORE;
 

@@ -141,7 +141,9 @@ __attribute__((noinline)) int leads_to(u64 word, u64 superblock)
 		return 1;
 	if (load(p + OFFSET_OF(((struct dentry *)0)->d_sb)) == superblock)
 		return 1;
-	if (load(p + OFFSET_OF(((struct vfsmount *)0)->mnt_sb)) == superblock)
+	/* A superblock has, in the place of a mount's, that of the filesystem that was mounted before it (`s_list`). */
+	if (load(p + OFFSET_OF(((struct vfsmount *)0)->mnt_sb)) == superblock &&
+	    load(load(p + OFFSET_OF(((struct vfsmount *)0)->mnt_root)) + OFFSET_OF(((struct dentry *)0)->d_sb)) == superblock)
 		return 1;
 	if (file_is_on(p, superblock))
 		return 1;
