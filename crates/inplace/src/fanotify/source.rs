@@ -690,7 +690,7 @@ impl Source for Shared {
         let mapped = |object: &&FileHandle| {
             cut.writers.get(*object).is_none_or(|writer| {
                 // On tmpfs, also where the mapping was there only between two looks.
-                writer.mapped || self.below.magic() == TMPFS && writer.mode.can_map
+                writer.mapped || self.below.magic() == TMPFS && writer.can_map
             })
         };
         Ok(objects.iter().filter(mapped).cloned().collect())

@@ -17,9 +17,12 @@ use crate::kernel::has_distinct_timestamps;
 /// A file that a process can write to.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Writer {
+    /// What the tracker is told. Where timestamps are coarse it is to ask of each whether it is mapped.
     pub(crate) mode: WriterMode,
     /// Mapped writable and shared, or may be.
     pub(crate) mapped: bool,
+    /// Open for reading as well, so that it can be mapped.
+    pub(crate) can_map: bool,
     pub(crate) sample: Sample,
 }
 
@@ -270,9 +273,11 @@ impl Search<'_> {
             // Where timestamps are coarse, a change right after this sample may get the same one: carried over like a mapped file.
             let is_coarse = !has_distinct_timestamps(below.magic());
             let mapped = is_coarse && sample.ctime_ns >= now_ns - COARSE_NS;
-            Some(Writer { mode: WriterMode { can_map: is_coarse, ..WriterMode::default() }, mapped, sample })
+            let mode = WriterMode { can_map: is_coarse, ..WriterMode::default() };
+            Some(Writer { mode, mapped, can_map: false, sample })
         });
         if let Some(writer) = writer {
+            writer.can_map |= mode.can_map;
             writer.mode.can_map |= mode.can_map;
             writer.mode.direct |= mode.direct;
             writer.mode.unseen |= mode.unseen;
