@@ -88,7 +88,7 @@ steps() { # VERSION
     if [ "$(printf '%s\n6.3\n' "$1" | sort -V | head -n 1)" != 6.3 ]; then
         # Before 6.3 there is no barrier where a program uses io_uring, and it says so.
         rings=--no-rings
-        skip="--skip io_uring --skip ring --skip linked --skip direct_writes"
+        skip="--skip io_uring --skip ring --skip linked --skip direct_write"
         echo "refuses() { ! torture barrier-in-place --dir-fs tmpfs --seconds 5 --only writes && grep 'before 6.3' /tmp/log; }"
         echo "step 'refuses where io_uring is in use' refuses"
     fi

@@ -5,6 +5,7 @@
 mod support;
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::Path;
 use std::process::{Command, Output};
@@ -156,6 +157,84 @@ fn auto_prefers_in_place_only_where_a_power_loss_makes_everyone_fresh_anyway() {
     let said = stop(&mut tree);
     unmount(tree.dir(), UnmountFlags::DETACH).unwrap();
     assert!(said.contains("not tracked in place: overlay"), "{said}");
+}
+
+/// A clean reboot costs no scan where the filesystem itself says that nothing has changed; and a scan wherever it does not.
+#[test]
+fn what_btrfs_says_was_not_changed_is_not_scanned() {
+    let mut tree = Tree::new();
+    let image = tree.home().join("image");
+    fs::File::create(&image).unwrap().set_len(300 << 20).unwrap();
+    sh(&format!("mkfs.btrfs -q {}", image.display()));
+    let at = tree.dir().to_owned();
+    let mounted = || sh(&format!("mount -o loop {} {}", image.display(), at.display()));
+    let unmounted = || sh(&format!("umount {}", at.display()));
+    mounted();
+    let file = at.join("file");
+    fs::write(&file, "x").unwrap();
+    let cursor_of = |told: String| {
+        let head: serde_json::Value = serde_json::from_str(told.lines().next().unwrap()).unwrap();
+        assert_eq!(head["fresh"], false, "{told}");
+        head["cursor"].as_str().unwrap().to_owned()
+    };
+    // What the start says, what is told since the last time, and where that ends.
+    let mut cursor = None;
+    let mut round = |tree: &mut Tree, while_tracked: &mut dyn FnMut()| {
+        tree.track_with(&["--source", "fanotify"]);
+        let told = tree.done(&[
+            "changes",
+            "tree",
+            "--format",
+            "json",
+            "--since",
+            cursor.as_deref().unwrap_or("now"),
+        ]);
+        while_tracked();
+        let told_meanwhile =
+            tree.done(&["changes", "tree", "--format", "json", "--since", &cursor_of(told.clone())]);
+        cursor = Some(cursor_of(told_meanwhile));
+        tree.done(&["stop", "tree"]);
+        let (status, said) = tree.ended();
+        assert_eq!(status, Some(0), "{said}");
+        (said.contains("nothing has changed"), said.contains("a scan finds out"), told)
+    };
+    let nothing = &mut || {};
+    let (unchanged, ..) = round(&mut tree, &mut || fs::write(&file, "told").unwrap());
+    assert!(!unchanged, "a new volume");
+    unmounted();
+    mounted();
+    let (unchanged, scan, told) = round(&mut tree, nothing);
+    assert!(unchanged && !scan && told.lines().count() == 1, "after a clean reboot: {told}");
+    let (unchanged, ..) = round(&mut tree, nothing);
+    assert!(unchanged, "once more");
+
+    fs::File::options().write(true).open(&file).unwrap().write_all(b"X").unwrap();
+    let (unchanged, scan, told) = round(&mut tree, nothing);
+    assert!(!unchanged && scan && told.contains("\"path\":\"file\""), "written in between: {told}");
+
+    let mut open = None;
+    let hold = &mut || open = Some(fs::File::options().append(true).open(&file).unwrap());
+    let (unchanged, ..) = round(&mut tree, hold);
+    assert!(unchanged);
+    drop(open);
+    let (unchanged, ..) = round(&mut tree, nothing);
+    assert!(!unchanged, "a file was open for writing at the stop");
+
+    tree.track_with(&["--source", "fanotify"]);
+    tree.kill();
+    let (unchanged, scan, _) = round(&mut tree, nothing);
+    assert!(!unchanged && scan, "killed");
+
+    sh(&format!("btrfs subvolume create {} > /dev/null", at.join("inner").display()));
+    round(&mut tree, nothing);
+    let (unchanged, scan, _) = round(&mut tree, nothing);
+    assert!(!unchanged && scan, "a subvolume counts for itself");
+    unmounted();
+}
+
+fn sh(command: &str) {
+    let output = Command::new("sh").args(["-ec", command]).output().unwrap();
+    assert!(output.status.success(), "{command}: {}", stderr(&output));
 }
 
 #[test]

@@ -26,8 +26,12 @@ impl Loader {
         if let Some(loader) = held.upgrade() {
             return Ok(loader);
         }
-        let types = Btf::from_sys_fs()?;
-        let loader = Arc::new(Self { loader: Mutex::new(EbpfLoader::new()), types });
+        let (types, loader) = std::thread::scope(|scope| {
+            let types = scope.spawn(Btf::from_sys_fs);
+            let loader = EbpfLoader::new();
+            (types.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), loader)
+        });
+        let loader = Arc::new(Self { loader: Mutex::new(loader), types: types? });
         *held = Arc::downgrade(&loader);
         Ok(loader)
     }

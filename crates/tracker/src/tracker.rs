@@ -80,7 +80,8 @@ pub struct VolumeFacts {
     pub directory: PathBuf,
     /// `/proc/sys/kernel/random/boot_id`.
     pub boot_id: String,
-    /// Nothing can have been written unseen since the tracker before this one ended (its dead mount was still in place).
+    /// Nothing can have been written unseen since the tracker before this one ended: its dead mount was still in place, or the filesystem
+    /// itself says that nothing was.
     pub unbroken: bool,
 }
 
@@ -425,6 +426,11 @@ impl<S: Storage> Tracker<S> {
             failed,
             last_checkpoint: shared.checkpoints.last_took(),
         }
+    }
+
+    /// Where the state is kept.
+    pub fn storage(&self) -> &S {
+        self.shared.journal.storage()
     }
 
     /// Moves the stable horizon now: a checkpoint, `syncfs`, `Stable`.

@@ -10,6 +10,7 @@ use highwater_inplace::Fanotify;
 use highwater_tracker::{self as tracker, Cursor, Durability, LineKind, RequestError, Tracker};
 use rustix::event::{PollFd, PollFlags, poll};
 
+use super::state::Tree;
 use crate::server::{Answer, Since, Stop, Volume};
 
 /// Another user than root cannot look into most processes, and each is a loss of its own.
@@ -157,6 +158,22 @@ impl Engine {
         }
     }
 
+    /// The version is that of before the last checkpoint: all that is in it has been recorded. (In this order. Behind the checkpoint there
+    /// could be a change in it that is in no record.)
+    fn stop_in_place(&self, fanotify: &mut Fanotify) -> Result<(), RequestError> {
+        let is_catching_up = self.tracker.status().catching_up.is_some();
+        let version = if is_catching_up { None } else { fanotify.version_to_stop_at() };
+        let stopped = self.tracker.stop();
+        fanotify.end();
+        if let (Ok(()), Some(version)) = (&stopped, version)
+            && fanotify.counters().open_writers == 0
+            && let Err(error) = Tree::store_version(self.tracker.storage(), &version)
+        {
+            tracing::warn!("the next start will scan the tree: {error:#}");
+        }
+        stopped
+    }
+
     pub(super) fn is_being_stopped(&self) -> bool {
         self.stopped.try_lock().map_or(true, |stopped| stopped.is_some())
     }
@@ -270,12 +287,15 @@ impl Volume for Engine {
             }
             Err(error) => return Stop::NotYet(Refusal::StopFailed { message: causes(&error) }),
         }
-        let ended = self.tracker.stop().map_err(|error| Refusal::StopFailed {
+        let ended = match &self.source {
+            Source::Stacked(_) => self.tracker.stop(),
+            Source::InPlace { fanotify, .. } => {
+                self.stop_in_place(&mut fanotify.lock().unwrap_or_else(PoisonError::into_inner))
+            }
+        };
+        let ended = ended.map_err(|error| Refusal::StopFailed {
             message: format!("{}; the next `highwater track` recovers", causes(&error)),
         });
-        if let Source::InPlace { fanotify, .. } = &self.source {
-            fanotify.lock().unwrap_or_else(PoisonError::into_inner).end();
-        }
         *stopped = Some(ended.clone());
         match ended {
             Ok(()) => Stop::Clean,

@@ -79,7 +79,8 @@ pub(crate) struct Tracking {
     engine: Arc<Engine>,
     registered: Registered,
     opening: Opening,
-    passed_over: Option<String>,
+    /// What else the start has found, for people.
+    notes: Vec<String>,
 }
 
 /// A registration, and the lock that it needs.
@@ -123,8 +124,9 @@ impl Tracking {
         let state = state::open(&state_path)?;
 
         let (watched, passed_over) = watch_in_place(request, &directory)?;
+        let mut notes: Vec<String> = passed_over.into_iter().collect();
         let (engine, opening) = match watched {
-            Some(fanotify) => track_in_place(request, fanotify, path, &state_path, state)?,
+            Some(fanotify) => track_in_place(request, fanotify, path, &state_path, state, &mut notes)?,
             None => {
                 checks::fuse_device(path)?;
                 let dead_mount = highwater_fuse::find_dead_mount(path).map_err(anyhow::Error::from)?;
@@ -142,7 +144,7 @@ impl Tracking {
                 .inspect_err(|_| drop(engine.stop()))
                 .with_context(|| format!("cannot serve the socket {}", socket.display()))?;
         watch(&engine, stopped, ended);
-        Ok(Self { _server: server, engine, registered, opening, passed_over })
+        Ok(Self { _server: server, engine, registered, opening, notes })
     }
 
     /// The canonical path of the directory.
@@ -163,7 +165,7 @@ impl Tracking {
     /// What the start has found, and what the mount does not do as well as it could, for people.
     pub(crate) fn remarks(&self) -> Vec<String> {
         let opening = &self.opening;
-        let mut remarks: Vec<String> = self.passed_over.clone().into_iter().collect();
+        let mut remarks = self.notes.clone();
         if opening.new {
             remarks.push("new volume: the first answer to every consumer is fresh".to_owned());
         }
@@ -304,16 +306,22 @@ fn track_in_place(
     path: &Path,
     state_path: &Path,
     state: Directory,
+    notes: &mut Vec<String>,
 ) -> Result<(Engine, Opening), Failure> {
     let origin = Covered::open(path).map_err(anyhow::Error::from)?.origin();
     let tree = state::Tree::read(&state).map_err(|error| state::explain(error, state_path))?;
     tree.check(&origin).map_err(|error| state::explain(error, state_path))?;
     let boot_id = boot_id()?;
+    // What happens from now on is seen, so that the question may take its time.
+    let unbroken = fanotify.tree_version().is_some_and(|version| tree.was_left_at(&version));
     // No mount: one that a tracker before this one has left proves nothing any more.
     state::Tree::store(&state, path, &origin, &[], (&tree.dead_devices(&boot_id), &boot_id))
         .map_err(|error| state::explain(error, state_path))?;
     let root = fanotify.root_handle().clone();
-    let facts = VolumeFacts { root, directory: path.to_owned(), boot_id, unbroken: false };
+    if unbroken {
+        notes.push("nothing has changed since the volume was tracked last: no scan".to_owned());
+    }
+    let facts = VolumeFacts { root, directory: path.to_owned(), boot_id, unbroken };
     let (tracker, opening) = Tracker::open(state, facts, request.config.clone())
         .map_err(|error| state::explain(anyhow::Error::from(error), state_path))?;
     let mount = Mount::of(path).with_context(|| format!("cannot find the mount of {}", quote_path(path)))?;

@@ -129,7 +129,8 @@ pub(super) fn open(path: &Path) -> Result<Directory, Failure> {
 ///
 /// `filesystem` and `born` are the tree's origin: the root of another machine's filesystem has the same handle. `mount` is a mark that a
 /// tracker of this state has put on its mount: only such a dead mount says that the tree has been covered since. `dead` is the device of
-/// a mount whose tracker was killed, and the boot in which that was: programs may still write through it.
+/// a mount whose tracker was killed, and the boot in which that was: programs may still write through it. `version` is that of the tree at a
+/// clean stop of a tracker in place, and gone with the next start: all that is in that version has been recorded.
 #[derive(Debug, Default)]
 pub(super) struct Tree(Vec<(String, Vec<u8>)>);
 
@@ -179,7 +180,20 @@ impl Tree {
         self.values("dead").filter_map(of_this_boot).collect()
     }
 
-    /// Replaces the file: the mounts that are still there, the one that is about to be made, and the dead ones.
+    /// Whether the tracker before was stopped, and nothing has changed since, if this is the version of the tree now.
+    pub(super) fn was_left_at(&self, version: &str) -> bool {
+        self.values("version").any(|left| left == version.as_bytes())
+    }
+
+    /// Adds the version at which the tree was left.
+    pub(super) fn store_version(state: &Directory, version: &str) -> Result<(), anyhow::Error> {
+        let Self(mut lines) = Self::read(state)?;
+        lines.push(("version".to_owned(), version.as_bytes().to_vec()));
+        let lines = lines.iter().map(|(key, value)| (key.as_str(), value.clone()));
+        state_file::write(state, TREE_FILE, lines).context("cannot write the state file tree")
+    }
+
+    /// Replaces the file, without a version: the mounts that are still there, the one that is about to be made, and the dead ones.
     pub(super) fn store(
         state: &Directory,
         directory: &Path,

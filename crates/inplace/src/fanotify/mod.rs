@@ -19,6 +19,7 @@ mod queue;
 mod relinked;
 mod resolve;
 mod source;
+mod tree_version;
 mod writers;
 
 pub use source::{Counters, Fanotify, OpenError};

@@ -25,7 +25,7 @@ use super::group::Group;
 use super::queue::Queue;
 use super::resolve::{Later, Links, Name, Resolved, resolve};
 use super::writers::{Found, Lookout, Writer};
-use super::{HashMap, HashSet};
+use super::{HashMap, HashSet, tree_version};
 use crate::loader::Loader;
 use crate::write_barrier::{BarrierError, WriteBarrier};
 
@@ -33,7 +33,8 @@ use crate::write_barrier::{BarrierError, WriteBarrier};
 const GATHER: Duration = Duration::from_millis(20);
 
 /// How far a filesystem's timestamps may be behind the clock: two ticks of the slowest kernel, and a little more.
-pub(super) const COARSE_NS: i128 = 25_000_000;
+const COARSE: Duration = Duration::from_millis(25);
+pub(super) const COARSE_NS: i128 = COARSE.as_nanos().cast_signed();
 
 /// A clock that was set by less than this counts as steady: it is being corrected.
 const STEADY_NS: i128 = 5_000_000;
@@ -198,8 +199,14 @@ impl Fanotify {
         let root = rustix::io::fcntl_dupfd_cloexec(below.root(), 0).map_err(failed)?;
         // For the barrier and the lookout; where there is none, both have to do without.
         let _loader = Loader::shared();
-        let barrier = barrier(&root).map_err(|source| OpenError::Barrier { source })?;
-        let lookout = Lookout::new(below.root());
+        // Most of the time that a start takes: the kernel checks the programs of both.
+        let (barrier, lookout) = std::thread::scope(|scope| {
+            let lookout = scope.spawn(|| Lookout::new(below.root()));
+            let barrier = barrier(&root).map_err(|source| OpenError::Barrier { source });
+            (barrier, lookout.join())
+        });
+        let barrier = barrier?;
+        let lookout = lookout.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         let lookout_name = lookout.name();
         let shared = Arc::new(Shared {
             below,
@@ -232,6 +239,25 @@ impl Fanotify {
     pub fn handle_of(path: &Path) -> io::Result<FileHandle> {
         let path = CString::new(path.as_os_str().as_bytes())?;
         Ok(handle_behind(&path)?)
+    }
+
+    /// A version of all that is in the directory, if its filesystem counts one. One that is the same as that of
+    /// [`Fanotify::version_to_stop_at`] says that nothing has changed since, whoever could have. What is in memory is written for it.
+    pub fn tree_version(&self) -> Option<String> {
+        let below = &self.shared.below;
+        tree_version::of(below.root(), below.magic()).unwrap_or_else(|errno| {
+            tracing::debug!(%errno, "cannot find out the version of the tree");
+            None
+        })
+    }
+
+    /// The version that the next tracker may compare with, if this one is stopped at once, and then nothing is open for writing any more
+    /// ([`Counters::open_writers`]).
+    pub fn version_to_stop_at(&self) -> Option<String> {
+        let version = self.tree_version()?;
+        // So that what is changed after the stop has a later timestamp than what is in this version, and so is a change of it.
+        std::thread::sleep(COARSE);
+        Some(version)
     }
 
     /// Starts the tracker, which recovers, and then the reader.
