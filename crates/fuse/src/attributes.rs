@@ -2,16 +2,15 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 
+use highwater_objects::{attributes_of, last_errno, proc_path};
 use highwater_tracker::Change;
 use rustix::fs::{AtFlags, Gid, Mode, OFlags, Statx, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, Uid};
 use rustix::io::Errno;
 
-use crate::covered::{proc_path, statx_fd};
 use crate::credentials;
 use crate::filesystem::{Filesystem, metadata};
 use crate::settle::Touch;
 use crate::wire::abi::{self, GETATTR_FH, GetattrIn, SetattrIn, StatxIn, StatxOut, SxTime, fattr};
-use crate::wire::device::last_errno;
 use crate::wire::request::{Request, Sent};
 
 impl Filesystem {
@@ -58,9 +57,9 @@ impl Filesystem {
         if let Some(anchor) =
             fh.and_then(|fh| self.open_files.get(fh).ok()).and_then(|file| file.open.anchor())
         {
-            return statx_fd(anchor.as_fd());
+            return attributes_of(anchor.as_fd());
         }
-        statx_fd(self.object(node)?.as_fd())
+        attributes_of(self.object(node)?.as_fd())
     }
 
     pub(crate) fn setattr(&self, request: &Request<'_>) -> Result<Sent, Errno> {
@@ -70,7 +69,7 @@ impl Filesystem {
         let node = request.node();
         let object = self.object(node)?;
         if input.valid & CHANGES == 0 {
-            return Ok(request.reply(&self.attr_out(node, &statx_fd(object.as_fd())?)));
+            return Ok(request.reply(&self.attr_out(node, &attributes_of(object.as_fd())?)));
         }
         let (target, section) = self.section_for(node)?;
         let (data, other) = (input.valid & fattr::SIZE != 0, input.valid & (CHANGES & !fattr::SIZE) != 0);
@@ -86,7 +85,7 @@ impl Filesystem {
             }
         }
         result?;
-        let stat = statx_fd(object.as_fd())?;
+        let stat = attributes_of(object.as_fd())?;
         let sent = request.reply(&self.attr_out(node, &stat));
         drop(section);
         Ok(sent)

@@ -10,14 +10,14 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use highwater_tracker::{FileHandle, HANDLE_BYTES_MAX, ObjectType, Sample};
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, StatVfs, Statx, StatxFlags};
+use highwater_objects::{ATTRIBUTES, attributes_of, handle_of, magic, open_by_handle};
+use highwater_tracker::FileHandle;
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatVfs, Statx, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::OpenTreeFlags;
 
 use crate::dead_mount::{self, DeadMount};
 use crate::processes::Device;
-use crate::wire::device::{last_errno, owned};
 
 /// Why the tracked directory cannot be taken.
 #[derive(Debug, thiserror::Error)]
@@ -98,8 +98,6 @@ impl AsFd for ObjectFd {
     }
 }
 
-pub(crate) const STATX_ALL: StatxFlags = StatxFlags::BASIC_STATS.union(StatxFlags::BTIME);
-
 impl Covered {
     /// Opens the directory, with whatever lies there now, and learns how to find objects in it again.
     pub fn open(directory: &Path) -> Result<Self, CoveredError> {
@@ -137,7 +135,7 @@ impl Covered {
             }
             Err(_) => (open(rustix::fs::open(directory, flags, Mode::empty()))?, None),
         };
-        let stat = statx_fd(root.as_fd()).map_err(failed)?;
+        let stat = attributes_of(root.as_fd()).map_err(failed)?;
         let magic = rustix::fs::fstatfs(&root).map_err(failed)?.f_type;
         let (root_handle, access) = match handle_of(root.as_fd(), c"") {
             Ok(handle) => match open_by_handle(root.as_fd(), &handle, OFlags::PATH) {
@@ -175,7 +173,7 @@ impl Covered {
             // Made of its UUID; elsewhere it can be the number of the device, which changes.
             origin.push(("filesystem", format!("{:016x}", stat.f_fsid)));
         }
-        if let Ok(stat) = statx_fd(self.root.as_fd())
+        if let Ok(stat) = attributes_of(self.root.as_fd())
             && stat.stx_mask & StatxFlags::BTIME.bits() != 0
         {
             origin.push(("born", format!("{}.{:09}", stat.stx_btime.tv_sec, stat.stx_btime.tv_nsec)));
@@ -195,18 +193,7 @@ impl Covered {
 
     /// The usual name of the filesystem, for messages.
     pub fn filesystem(&self) -> &'static str {
-        match self.magic {
-            magic::EXT4 => "ext4",
-            magic::XFS => "xfs",
-            magic::BTRFS => "btrfs",
-            magic::TMPFS => "tmpfs",
-            magic::OVERLAYFS => "overlay",
-            magic::FUSE => "fuse",
-            magic::NFS => "nfs",
-            magic::F2FS => "f2fs",
-            magic::ZFS => "zfs",
-            _ => "unknown",
-        }
+        highwater_objects::filesystem_name(self.magic).unwrap_or("unknown")
     }
 
     /// How full the filesystem is.
@@ -231,7 +218,7 @@ impl Covered {
     pub(crate) fn find(&self, directory: BorrowedFd<'_>, name: &CStr) -> Result<Found, Errno> {
         if self.access == Access::Handles {
             let handle = handle_of(directory, name)?;
-            let stat = rustix::fs::statx(directory, name, AtFlags::SYMLINK_NOFOLLOW, STATX_ALL)?;
+            let stat = rustix::fs::statx(directory, name, AtFlags::SYMLINK_NOFOLLOW, ATTRIBUTES)?;
             return Ok(Found { handle, stat, fd: None });
         }
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -246,7 +233,7 @@ impl Covered {
     ) -> Result<(Found, Arc<OwnedFd>), Errno> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd = Arc::new(rustix::fs::openat(directory, name, flags, Mode::empty())?);
-        let stat = statx_fd(fd.as_fd())?;
+        let stat = attributes_of(fd.as_fd())?;
         let handle = self.handle_of_fd(fd.as_fd(), &stat)?;
         let kept = (self.access != Access::Handles).then(|| Arc::clone(&fd));
         Ok((Found { handle, stat, fd: kept }, fd))
@@ -254,7 +241,7 @@ impl Covered {
 
     /// What an open descriptor is.
     pub(crate) fn identify(&self, fd: BorrowedFd<'_>) -> Result<(FileHandle, Statx), Errno> {
-        let stat = statx_fd(fd)?;
+        let stat = attributes_of(fd)?;
         Ok((self.handle_of_fd(fd, &stat)?, stat))
     }
 
@@ -330,138 +317,12 @@ pub(crate) fn same_but_for_subvolume(one: u64, other: u64) -> bool {
     (one ^ other).trailing_zeros() >= SUBVOLUME_SHIFT
 }
 
-pub(crate) mod magic {
-    //! Magic numbers of filesystems, from `linux/magic.h`.
-    pub(crate) const EXT4: i64 = 0xef53;
-    pub(crate) const XFS: i64 = 0x5846_5342;
-    pub(crate) const BTRFS: i64 = 0x9123_683e;
-    pub(crate) const TMPFS: i64 = 0x0102_1994;
-    pub(crate) const OVERLAYFS: i64 = 0x794c_7630;
-    pub(crate) const FUSE: i64 = 0x6573_5546;
-    pub(crate) const NFS: i64 = 0x6969;
-    pub(crate) const F2FS: i64 = 0xf2f5_2010;
-    pub(crate) const ZFS: i64 = 0x2fc1_2fc1;
-}
-
-pub(crate) fn statx_fd(fd: BorrowedFd<'_>) -> Result<Statx, Errno> {
-    rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH, STATX_ALL)
-}
-
-pub(crate) fn object_type(stat: &Statx) -> ObjectType {
-    match FileType::from_raw_mode(stat.stx_mode.into()) {
-        FileType::RegularFile => ObjectType::File,
-        FileType::Directory => ObjectType::Directory,
-        FileType::Symlink => ObjectType::Symlink,
-        _ => ObjectType::Other,
-    }
-}
-
-pub(crate) fn sample(stat: &Statx) -> Sample {
-    let ns =
-        |time: rustix::fs::StatxTimestamp| i128::from(time.tv_sec) * 1_000_000_000 + i128::from(time.tv_nsec);
-    Sample {
-        mtime_ns: ns(stat.stx_mtime),
-        ctime_ns: ns(stat.stx_ctime),
-        size: stat.stx_size,
-        nlink: stat.stx_nlink.into(),
-    }
-}
-
-/// The path by which a descriptor can be opened again, or used by calls that take no `O_PATH` descriptor.
-pub(crate) fn proc_path(fd: BorrowedFd<'_>) -> ProcPath {
-    let mut path = ProcPath([0; 32]);
-    let mut digits = [0u8; 10];
-    let mut n = fd.as_raw_fd().unsigned_abs();
-    let mut at = digits.len();
-    loop {
-        at -= 1;
-        digits[at] = b'0' + u8::try_from(n % 10).unwrap_or_default();
-        n /= 10;
-        if n == 0 {
-            break;
-        }
-    }
-    const PREFIX: &[u8] = b"/proc/self/fd/";
-    path.0[..PREFIX.len()].copy_from_slice(PREFIX);
-    path.0[PREFIX.len()..PREFIX.len() + digits.len() - at].copy_from_slice(&digits[at..]);
-    path
-}
-
-/// See [`proc_path`].
-pub(crate) struct ProcPath([u8; 32]);
-
-impl ProcPath {
-    pub(crate) fn as_c_str(&self) -> &CStr {
-        CStr::from_bytes_until_nul(&self.0).unwrap_or_default()
-    }
-}
-
 fn dev_of(stat: &Statx) -> u64 {
     device_number(stat.stx_dev_major, stat.stx_dev_minor)
 }
 
 fn device_number(major: u32, minor: u32) -> u64 {
     (u64::from(major) << 32) | u64::from(minor)
-}
-
-#[repr(C, align(8))]
-struct RawHandle {
-    len: u32,
-    handle_type: i32,
-    bytes: [u8; HANDLE_BYTES_MAX],
-}
-
-/// `name_to_handle_at(2)`; an empty name means the descriptor itself.
-pub(crate) fn handle_of(at: BorrowedFd<'_>, name: &CStr) -> Result<FileHandle, Errno> {
-    let mut raw = RawHandle { len: 128, handle_type: 0, bytes: [0; HANDLE_BYTES_MAX] };
-    let mut mount_id = 0i32;
-    let flags = if name.is_empty() { libc::AT_EMPTY_PATH } else { 0 };
-    // SAFETY: `raw` has the kernel's layout with room for the 128 bytes that it announces; all pointers outlive the call.
-    let r = unsafe {
-        libc::syscall(
-            libc::SYS_name_to_handle_at,
-            at.as_raw_fd(),
-            name.as_ptr(),
-            &raw mut raw,
-            &raw mut mount_id,
-            flags,
-        )
-    };
-    if r < 0 {
-        return Err(last_errno());
-    }
-    let opaque = raw.bytes.get(..raw.len as usize).ok_or(Errno::OVERFLOW)?;
-    FileHandle::new(raw.handle_type, opaque).ok_or(Errno::OVERFLOW)
-}
-
-/// `open_by_handle_at(2)`.
-///
-/// ext4 answers `ENOMEM` for a handle of an object that is gone while another is being made of the same inode number
-/// (`iget_locked` finds an inode with `I_CREATING`). That takes no time worth speaking of, so it is asked again.
-pub(crate) fn open_by_handle(
-    mount: BorrowedFd<'_>,
-    handle: &FileHandle,
-    flags: OFlags,
-) -> Result<OwnedFd, Errno> {
-    const ATTEMPTS: u32 = 20;
-    for _ in 1..ATTEMPTS {
-        match open_by_handle_once(mount, handle, flags) {
-            Err(Errno::NOMEM) => std::thread::sleep(std::time::Duration::from_micros(100)),
-            opened => return opened,
-        }
-    }
-    open_by_handle_once(mount, handle, flags)
-}
-
-fn open_by_handle_once(mount: BorrowedFd<'_>, handle: &FileHandle, flags: OFlags) -> Result<OwnedFd, Errno> {
-    let mut raw = RawHandle { len: 0, handle_type: handle.handle_type(), bytes: [0; HANDLE_BYTES_MAX] };
-    let opaque = handle.opaque();
-    raw.len = u32::try_from(opaque.len()).map_err(|_| Errno::INVAL)?;
-    raw.bytes[..opaque.len()].copy_from_slice(opaque);
-    let flags = (flags | OFlags::CLOEXEC).bits().cast_signed();
-    // SAFETY: `raw` has the kernel's layout and outlives the call.
-    let r = unsafe { libc::syscall(libc::SYS_open_by_handle_at, mount.as_raw_fd(), &raw const raw, flags) };
-    owned(i32::try_from(r).unwrap_or(-1))
 }
 
 /// `FS_IOC_GETFSUUID` (Linux 6.9; ext4, XFS, btrfs, tmpfs and others).
@@ -485,18 +346,4 @@ fn synthetic_handle(stat: &Statx) -> FileHandle {
     opaque.extend_from_slice(&stat.stx_btime.tv_sec.to_le_bytes());
     opaque.extend_from_slice(&stat.stx_btime.tv_nsec.to_le_bytes());
     FileHandle::new(TYPE, &opaque).expect("28 bytes are a short handle")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_path_of_a_descriptor_is_spelled_right() {
-        for raw in [0, 7, 10, 4096, 1_048_575] {
-            // SAFETY: only the number is looked at, no call is made on it.
-            let fd = unsafe { BorrowedFd::borrow_raw(raw) };
-            assert_eq!(proc_path(fd).as_c_str().to_str().unwrap(), format!("/proc/self/fd/{raw}"));
-        }
-    }
 }

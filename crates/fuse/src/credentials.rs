@@ -25,7 +25,7 @@ pub(crate) fn own_umask() -> Result<(), Errno> {
     // SAFETY: takes no pointers; separates the working directory and the umask of this thread from the others, and no code of
     // this crate relies on sharing either.
     if unsafe { libc::unshare(libc::CLONE_FS) } < 0 {
-        return Err(crate::wire::device::last_errno());
+        return Err(highwater_objects::last_errno());
     }
     UMASK.set(Some(u32::MAX));
     Ok(())

@@ -7,6 +7,7 @@ use std::cell::RefCell;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
+use highwater_objects::{attributes_of, magic, object_type, proc_path, sample};
 use highwater_tracker::{Change, FileHandle, Intent, WriterMode};
 use parking_lot::Mutex;
 use rustix::fs::{FallocateFlags, Mode, OFlags, SeekFrom};
@@ -14,7 +15,7 @@ use rustix::io::Errno;
 use zerocopy::IntoBytes;
 
 use crate::backing::OpenNode;
-use crate::covered::{Found, magic, object_type, proc_path, sample, statx_fd};
+use crate::covered::Found;
 use crate::credentials::{as_caller, without_fsetid};
 use crate::filesystem::{Filesystem, place};
 use crate::sections::WriteSection;
@@ -117,7 +118,7 @@ impl Filesystem {
         flags: OFlags,
     ) -> Result<OpenOut, Errno> {
         let anchor = open.anchor().ok_or(Errno::IO)?;
-        let stat = statx_fd(anchor.as_fd())?;
+        let stat = attributes_of(anchor.as_fd())?;
         let path = proc_path(anchor.as_fd());
         let writer = writer_mode(flags, backing);
         let privileged =
@@ -326,7 +327,7 @@ impl Filesystem {
             }
         }
         section.closed(&file.handle, &mut || {
-            let stat = statx_fd(anchor.as_ref()?.as_fd()).ok()?;
+            let stat = attributes_of(anchor.as_ref()?.as_fd()).ok()?;
             Some(sample(&stat))
         });
         self.end_open(file.node, &file.open);
@@ -378,7 +379,7 @@ impl Filesystem {
         };
         const PRIVILEGED: u32 = libc::S_ISUID | libc::S_ISGID;
         let kill = input.write_flags & WRITE_KILL_SUIDGID != 0
-            && u32::from(statx_fd(fd.as_fd())?.stx_mode) & PRIVILEGED != 0;
+            && u32::from(attributes_of(fd.as_fd())?.stx_mode) & PRIVILEGED != 0;
         if kill {
             without_fsetid(write)?;
             self.privileges_taken(file.node);

@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
+use highwater_objects::last_errno;
 use rustix::fs::{AtFlags, CWD, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountPropagationFlags, OpenTreeFlags, UnmountFlags};
@@ -16,7 +17,6 @@ use crate::foreign::{ForeignWriter, relative};
 use crate::mount::take_away;
 use crate::mountinfo;
 use crate::processes::{self, Device};
-use crate::wire::device::last_errno;
 
 /// A dead mount.
 #[derive(Debug)]

@@ -3,15 +3,14 @@
 use std::ffi::CStr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
+use highwater_objects::{last_errno, proc_path};
 use parking_lot::Mutex;
 use rustix::fs::{Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 use zerocopy::{FromZeros, IntoBytes};
 
-use crate::covered::proc_path;
 use crate::filesystem::Filesystem;
 use crate::wire::abi::{DirentHeader, EntryOut, FSYNC_DATA_ONLY, FsyncIn, OpenOut, ReadIn, ReleaseIn, fopen};
-use crate::wire::device::last_errno;
 use crate::wire::request::{Request, Sent};
 
 /// One open of a directory.

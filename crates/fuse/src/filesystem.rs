@@ -8,12 +8,13 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, OnceLock};
 
+use highwater_objects::object_type;
 use highwater_tracker::{Change, FileHandle, Intent, Name, ObjectType, Place};
 use parking_lot::{Condvar, Mutex};
 use rustix::fs::{OFlags, Statx};
 use rustix::io::Errno;
 
-use crate::covered::{Access, Covered, Found, ObjectFd, object_type};
+use crate::covered::{Access, Covered, Found, ObjectFd};
 use crate::data::OpenFile;
 use crate::descriptors::{DirectoryCache, OpenTable};
 use crate::directory::OpenDirectory;
@@ -155,7 +156,7 @@ impl Filesystem {
     }
 
     fn entry_of_self(&self, node: u64, fd: BorrowedFd<'_>) -> Result<EntryOut, Errno> {
-        let stat = crate::covered::statx_fd(fd)?;
+        let stat = highwater_objects::attributes_of(fd)?;
         let handle = self.handle(node)?;
         Ok(self.entry(&Found { handle, stat, fd: None }, None))
     }

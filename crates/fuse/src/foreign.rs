@@ -22,11 +22,12 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use highwater_objects::{attributes_of, sample};
 use highwater_tracker::{Change, FileHandle, Intent, Place, WriterMode};
 use parking_lot::Mutex;
 use rustix::fs::{CWD, FileType, Mode, OFlags, Statx};
 
-use crate::covered::{Found, ObjectFd, sample, statx_fd};
+use crate::covered::{Found, ObjectFd};
 use crate::filesystem::Filesystem;
 use crate::mountinfo;
 use crate::processes::{self, Device, Holder, Writer};
@@ -396,7 +397,7 @@ impl Filesystem {
                         self.covered.open_object(&handle, OFlags::PATH | OFlags::NOFOLLOW).ok()?,
                     ),
                 };
-                Some(sample(&statx_fd(fd.as_fd()).ok()?))
+                Some(sample(&attributes_of(fd.as_fd()).ok()?))
             });
         }
     }

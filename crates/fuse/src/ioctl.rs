@@ -2,13 +2,13 @@
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
+use highwater_objects::last_errno;
 use rustix::io::Errno;
 use zerocopy::IntoBytes;
 
 use crate::filesystem::{Filesystem, metadata};
 use crate::settle::Touch;
 use crate::wire::abi::{IoctlIn, IoctlOut};
-use crate::wire::device::last_errno;
 use crate::wire::request::{Request, Sent};
 
 const GET_FLAGS: u32 = 0x8008_6601;

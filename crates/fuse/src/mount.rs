@@ -9,6 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use highwater_objects::owned;
 use rustix::fs::{CWD, StatVfsMountFlags};
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
@@ -17,7 +18,7 @@ use crate::covered::Covered;
 use crate::dead_mount;
 use crate::mountinfo;
 use crate::processes::Holder;
-use crate::wire::device::{self, owned};
+use crate::wire::device;
 
 /// Why the directory could not be covered.
 #[derive(Debug, thiserror::Error)]
@@ -318,7 +319,7 @@ fn receive_descriptor(socket: &UnixStream) -> Result<OwnedFd, Errno> {
         return Err(Errno::IO);
     }
     // SAFETY: the kernel has filled `message`, whose control buffer is aligned and still there; CMSG_FIRSTHDR returns null or a
-    // header inside of it, and a header of SCM_RIGHTS is followed by at least one descriptor, which may be unaligned.
+    // header inside of it, and a header of SCM_RIGHTS is followed by at least one descriptor, new and ours, which may be unaligned.
     unsafe {
         let header = libc::CMSG_FIRSTHDR(&raw const message);
         if header.is_null()

@@ -6,11 +6,12 @@
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd};
 
+use highwater_objects::{attributes_of, object_type, proc_path};
 use highwater_tracker::{Change, FileHandle, Intent, ObjectType};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, RenameFlags};
 use rustix::io::Errno;
 
-use crate::covered::{Found, object_type, proc_path, statx_fd};
+use crate::covered::Found;
 use crate::credentials::{Caller, as_caller};
 use crate::filesystem::{Filesystem, decode_device, place};
 use crate::sections::WriteSection;
@@ -161,7 +162,7 @@ impl Filesystem {
         if is_directory && let Some(node) = self.nodes.id(&victim.handle) {
             self.directories.remove(node);
         }
-        let is_nameless = || is_directory || statx_fd(fd.as_fd()).is_ok_and(|stat| stat.stx_nlink == 0);
+        let is_nameless = || is_directory || attributes_of(fd.as_fd()).is_ok_and(|stat| stat.stx_nlink == 0);
         if self.keeps_descriptors() && is_nameless() {
             self.gone.insert(victim.handle.clone());
         }

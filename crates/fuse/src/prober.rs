@@ -19,15 +19,14 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel}
 use std::thread::JoinHandle;
 use std::time::Instant;
 
+use highwater_objects::{last_errno, open_by_handle};
 use highwater_tracker::FileHandle;
 use parking_lot::Mutex;
 use rustix::fs::{Mode, OFlags, XattrFlags};
 use rustix::io::Errno;
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
-use crate::covered::open_by_handle;
 use crate::wire::abi::FILEID_INO64_GEN;
-use crate::wire::device::last_errno;
 
 /// What a prober does.
 enum Job {

@@ -8,11 +8,12 @@ use std::ffi::CStr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
+use highwater_objects::magic;
 use highwater_tracker::FileHandle;
 use rustix::fs::{Dir, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
-use crate::covered::{Covered, magic, same_but_for_subvolume};
+use crate::covered::{Covered, same_but_for_subvolume};
 use crate::filesystem::Filesystem;
 use crate::foreign::{FoundName, Located};
 

@@ -12,10 +12,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use highwater_objects::magic;
 use parking_lot::Mutex;
 use rustix::io::Errno;
 
-use crate::covered::magic;
 use crate::credentials;
 use crate::filesystem::Filesystem;
 use crate::wire::abi::{InitIn, InitOut, KERNEL_MAJOR, KERNEL_MINOR, init};

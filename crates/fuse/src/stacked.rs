@@ -9,12 +9,13 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
+use highwater_objects::{attributes_of, kernel_at_least, object_type, proc_path, sample};
 use highwater_tracker::{FileHandle, ObjectType, Place, RequestError, Sample, Source, Tracker};
 use parking_lot::Mutex;
 use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
 
-use crate::covered::{Access, Covered, ObjectFd, magic, object_type, proc_path, sample, statx_fd};
+use crate::covered::{Access, Covered, ObjectFd};
 use crate::filesystem::Filesystem;
 use crate::foreign::{Foreign, ForeignWriter};
 use crate::gone::Gone;
@@ -428,7 +429,7 @@ impl Filesystem {
     /// The place of a directory that the kernel does not know, from the filesystem below.
     fn place_below(&self, handle: &FileHandle) -> Option<Place> {
         let directory = self.object_of(handle).ok()??;
-        if object_type(&statx_fd(directory.as_fd()).ok()?) != ObjectType::Directory {
+        if object_type(&attributes_of(directory.as_fd()).ok()?) != ObjectType::Directory {
             return None;
         }
         let path = rustix::fs::readlink(proc_path(directory.as_fd()).as_c_str(), Vec::new()).ok()?;
@@ -476,7 +477,7 @@ impl Source for Filesystem {
 
     fn sample(&self, object: &FileHandle) -> io::Result<Option<Sample>> {
         let Some(object) = self.object_of(object)? else { return Ok(None) };
-        Ok(Some(sample(&statx_fd(object.as_fd())?)))
+        Ok(Some(sample(&attributes_of(object.as_fd())?)))
     }
 
     fn wait_for_writes(&self, object: &FileHandle, deadline: Option<Instant>) -> io::Result<()> {
@@ -488,9 +489,7 @@ impl Source for Filesystem {
     }
 
     fn timestamps_are_distinct(&self) -> bool {
-        let multigrain =
-            matches!(self.covered.magic(), magic::EXT4 | magic::XFS | magic::BTRFS | magic::TMPFS);
-        multigrain && kernel_at_least(6, 13)
+        highwater_objects::has_distinct_timestamps(self.covered.magic())
     }
 
     fn sync_filesystem(&self) -> io::Result<()> {
@@ -515,16 +514,4 @@ impl Source for Filesystem {
             Err(errno) => Err(errno.into()),
         }
     }
-}
-
-fn kernel_at_least(major: u32, minor: u32) -> bool {
-    static VERSION: OnceLock<(u32, u32)> = OnceLock::new();
-    let version = VERSION.get_or_init(|| {
-        let uname = rustix::system::uname();
-        let release = uname.release().to_string_lossy().into_owned();
-        let mut numbers =
-            release.split(|c: char| !c.is_ascii_digit()).map(|number| number.parse().unwrap_or(0));
-        (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
-    });
-    *version >= (major, minor)
 }

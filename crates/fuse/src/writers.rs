@@ -12,15 +12,14 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use highwater_objects::{attributes_of, last_errno, magic};
 use highwater_tracker::FileHandle;
 use parking_lot::Mutex;
 use rustix::io::Errno;
 
-use crate::covered::{magic, statx_fd};
 use crate::data::OpenFile;
 use crate::filesystem::Filesystem;
 use crate::processes::{self, Mapping};
-use crate::wire::device::last_errno;
 
 /// Opens that the kernel has let go of, while a mapping made through them may be left.
 #[derive(Default)]
@@ -136,7 +135,7 @@ impl Filesystem {
             if lingering.contains(object) || untold {
                 mapped.insert(object.clone());
             } else if let Some(fd) = located.fd {
-                by_inode.push((self.covered.inode_number(&statx_fd(fd.as_fd())?), object));
+                by_inode.push((self.covered.inode_number(&attributes_of(fd.as_fd())?), object));
             }
         }
         if by_inode.is_empty() {

@@ -2,11 +2,11 @@
 
 use std::os::fd::AsFd;
 
+use highwater_objects::{attributes_of, proc_path};
 use rustix::fs::XattrFlags;
 use rustix::io::Errno;
 
 use crate::attributes::change_mode;
-use crate::covered::{proc_path, statx_fd};
 use crate::filesystem::{Filesystem, metadata};
 use crate::settle::Touch;
 use crate::wire::abi::{GetxattrIn, GetxattrOut, SETXATTR_ACL_KILL_SGID, SetxattrIn, SetxattrInOld, init};
@@ -27,7 +27,7 @@ impl Filesystem {
         self.change_xattr(request, |path, object| {
             rustix::fs::setxattr(path, name, value, XattrFlags::from_bits_retain(input.flags))?;
             if input.setxattr_flags & SETXATTR_ACL_KILL_SGID != 0 {
-                let mode = u32::from(statx_fd(object)?.stx_mode);
+                let mode = u32::from(attributes_of(object)?.stx_mode);
                 if mode & libc::S_ISGID != 0 {
                     change_mode(object, mode & !libc::S_ISGID)?;
                 }

@@ -170,6 +170,7 @@ fn what_btrfs_says_was_not_changed_is_not_scanned() {
     let mounted = || sh(&format!("mount -o loop {} {}", image.display(), at.display()));
     let unmounted = || sh(&format!("umount {}", at.display()));
     mounted();
+    let _left = LeftMounted(&at);
     let file = at.join("file");
     fs::write(&file, "x").unwrap();
     let cursor_of = |told: String| {
@@ -230,6 +231,15 @@ fn what_btrfs_says_was_not_changed_is_not_scanned() {
     let (unchanged, scan, _) = round(&mut tree, nothing);
     assert!(!unchanged && scan, "a subvolume counts for itself");
     unmounted();
+}
+
+/// Unmounts what a test that fails has left.
+struct LeftMounted<'a>(&'a Path);
+
+impl Drop for LeftMounted<'_> {
+    fn drop(&mut self) {
+        let _ = unmount(self.0, UnmountFlags::DETACH);
+    }
 }
 
 fn sh(command: &str) {

@@ -8,7 +8,6 @@
 pub mod barrier;
 mod fanotify;
 mod iterator;
-mod kernel;
 mod loader;
 mod words;
 mod write_barrier;

@@ -1,8 +1,9 @@
 //! The device: reading requests, sending answers, cloning, backing files.
 
 use std::io::IoSlice;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
+use highwater_objects::last_errno;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
@@ -56,18 +57,4 @@ pub(crate) fn backing_close(device: BorrowedFd<'_>, id: i32) {
     if r < 0 {
         tracing::debug!(id, errno = %last_errno(), "a backing file could not be given back");
     }
-}
-
-/// The errno of the libc call that has just failed on this thread.
-pub(crate) fn last_errno() -> Errno {
-    Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
-}
-
-/// Takes a descriptor that a libc call returned.
-pub(crate) fn owned(raw: i32) -> Result<OwnedFd, Errno> {
-    if raw < 0 {
-        return Err(last_errno());
-    }
-    // SAFETY: the kernel has just made this descriptor for us and nobody else knows of it.
-    Ok(unsafe { OwnedFd::from_raw_fd(raw) })
 }

@@ -5,12 +5,14 @@
 //! That is a question to a directory. A file is where its name is, and of what is outside of a mount the kernel tells no name; so
 //! files are reached through a second clone, of all that the directory's mount shows.
 
-use std::ffi::{CStr, CString};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::ffi::CString;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
-use highwater_tracker::{FileHandle, HANDLE_BYTES_MAX, ObjectType, Place, Sample};
+use highwater_objects::{
+    attributes_of, handle_of, last_errno, magic, object_type, open_by_handle, proc_path,
+};
+use highwater_tracker::{FileHandle, ObjectType, Place};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Statx, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::OpenTreeFlags;
@@ -52,14 +54,8 @@ enum Lookup {
     Moved,
 }
 
-pub(super) const BTRFS: i64 = 0x9123_683e;
-
 /// How often an object is looked for that moves while it is looked for.
 const TRIES: usize = 8;
-
-/// How long an inode may take to be made, before an answer that there is no memory is believed.
-const MAKING_TRIES: usize = 100;
-const MAKING_PAUSE: Duration = Duration::from_micros(100);
 
 impl Below {
     pub(crate) fn open(directory: &Path) -> Result<Self, Errno> {
@@ -67,9 +63,9 @@ impl Below {
         let tree = rustix::mount::open_tree(CWD, directory, flags)?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::openat(&tree, c".", flags, Mode::empty())?;
-        let root_handle = handle_of_fd(root.as_fd())?;
+        let root_handle = handle_of(root.as_fd(), c"")?;
         let statfs = rustix::fs::fstatfs(&root)?;
-        let stat = statx_fd(root.as_fd())?;
+        let stat = attributes_of(root.as_fd())?;
         let device = (stat.stx_dev_major, stat.stx_dev_minor);
         let (top, top_tree) = match top_of_mount(directory) {
             Ok((top, tree)) => (top, Some(tree)),
@@ -105,8 +101,9 @@ impl Below {
         device: (u32, u32),
         statfs: impl FnOnce() -> Result<rustix::fs::StatFs, Errno>,
     ) -> bool {
-        let is_of_same_id = |stat: &rustix::fs::StatFs| stat.f_type == BTRFS && fsid(stat)[0] == self.fsid[0];
-        device == self.device || self.magic == BTRFS && statfs().is_ok_and(|stat| is_of_same_id(&stat))
+        let is_of_same_id =
+            |stat: &rustix::fs::StatFs| stat.f_type == magic::BTRFS && fsid(stat)[0] == self.fsid[0];
+        device == self.device || self.magic == magic::BTRFS && statfs().is_ok_and(|stat| is_of_same_id(&stat))
     }
 
     /// Opens an object by its handle; `None` if it does not exist any more.
@@ -131,7 +128,7 @@ impl Below {
     /// The attributes of an object; `None` if it does not exist any more.
     pub(crate) fn stat(&self, handle: &FileHandle) -> Result<Option<Statx>, Errno> {
         match self.open_object(handle, OFlags::PATH | OFlags::NOFOLLOW)? {
-            Some(fd) => Ok(Some(statx_fd(fd.as_fd())?).filter(|stat| stat.stx_nlink > 0)),
+            Some(fd) => Ok(Some(attributes_of(fd.as_fd())?).filter(|stat| stat.stx_nlink > 0)),
             None => Ok(None),
         }
     }
@@ -141,7 +138,7 @@ impl Below {
         for _ in 0..TRIES {
             let flags = OFlags::PATH | OFlags::DIRECTORY;
             let Some(fd) = self.open_object(directory, flags)? else { return Ok(Whereabouts::Gone) };
-            if statx_fd(fd.as_fd())?.stx_nlink == 0 {
+            if attributes_of(fd.as_fd())?.stx_nlink == 0 {
                 return Ok(Whereabouts::Gone);
             }
             let parent = match rustix::fs::openat(&fd, c"..", flags | OFlags::CLOEXEC, Mode::empty()) {
@@ -149,7 +146,7 @@ impl Below {
                 Err(Errno::NOENT) => return Ok(Whereabouts::Outside),
                 parent => parent?,
             };
-            let name = match rustix::fs::readlink(proc_path(&fd), Vec::new()) {
+            let name = match rustix::fs::readlink(proc_path(fd.as_fd()).as_c_str(), Vec::new()) {
                 Ok(path) => last_component(path.as_bytes()).to_owned(),
                 // Too deep for a path.
                 Err(Errno::NAMETOOLONG) => match self.name_in(&parent, directory)? {
@@ -160,7 +157,7 @@ impl Below {
             };
             // The name is a snapshot: it counts if it leads here.
             if !name.is_empty() && self.at(parent.as_fd(), &name)?.as_ref() == Some(directory) {
-                let parent = handle_of_fd(parent.as_fd())?;
+                let parent = handle_of(parent.as_fd(), c"")?;
                 return Ok(Whereabouts::At(Place { parent, name: name.into() }));
             }
         }
@@ -202,7 +199,7 @@ impl Below {
             let Some(fd) = open_through(self.top.as_fd(), file, flags)? else {
                 return Ok(Whereabouts::Gone);
             };
-            let nlink = statx_fd(fd.as_fd())?.stx_nlink;
+            let nlink = attributes_of(fd.as_fd())?.stx_nlink;
             if nlink == 0 {
                 return Ok(Whereabouts::Gone);
             }
@@ -221,7 +218,7 @@ impl Below {
     /// Whether a file that some process holds is outside, by the name that it was opened by; `fd` is a descriptor of the same open.
     /// For what the directory's mount does not show: another subvolume, or a bind mount's surroundings.
     pub(crate) fn is_held_outside(&self, fd: &OwnedFd, file: &FileHandle) -> Result<bool, Errno> {
-        if statx_fd(fd.as_fd())?.stx_nlink != 1 {
+        if attributes_of(fd.as_fd())?.stx_nlink != 1 {
             return Ok(false);
         }
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -236,7 +233,7 @@ impl Below {
         file: &FileHandle,
         root: BorrowedFd<'_>,
     ) -> Result<Lookup, Errno> {
-        let path = match rustix::fs::readlink(proc_path(fd), Vec::new()) {
+        let path = match rustix::fs::readlink(proc_path(fd.as_fd()).as_c_str(), Vec::new()) {
             // Too deep for a path.
             Err(Errno::NAMETOOLONG) => return Ok(Lookup::Nameless),
             path => path?,
@@ -256,7 +253,7 @@ impl Below {
             Err(Errno::NAMETOOLONG) => return Ok(Lookup::Nameless),
             Err(errno) => return Err(errno),
         };
-        let stat = statx_fd(parent.as_fd())?;
+        let stat = attributes_of(parent.as_fd())?;
         let device = (stat.stx_dev_major, stat.stx_dev_minor);
         // On another one the same handle is another object.
         if !self.has_device(device, || rustix::fs::fstatfs(&parent))
@@ -266,7 +263,7 @@ impl Below {
             let is_taken_away = name.ends_with(b" (deleted)");
             return Ok(if is_taken_away { Lookup::Nameless } else { Lookup::Moved });
         }
-        let parent = handle_of_fd(parent.as_fd())?;
+        let parent = handle_of(parent.as_fd(), c"")?;
         Ok(match self.is_inside(&parent)? {
             Some(true) => Lookup::Inside(Place { parent, name: name.into() }),
             Some(false) => Lookup::Outside,
@@ -352,110 +349,7 @@ pub(crate) fn noted<T>(doing: &str, result: Result<T, Errno>) -> Result<T, Errno
     result
 }
 
-pub(crate) fn statx_fd(fd: BorrowedFd<'_>) -> Result<Statx, Errno> {
-    rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS | StatxFlags::BTIME)
-}
-
-pub(crate) fn object_type(stat: &Statx) -> ObjectType {
-    match FileType::from_raw_mode(stat.stx_mode.into()) {
-        FileType::RegularFile => ObjectType::File,
-        FileType::Directory => ObjectType::Directory,
-        FileType::Symlink => ObjectType::Symlink,
-        _ => ObjectType::Other,
-    }
-}
-
-pub(crate) fn sample(stat: &Statx) -> Sample {
-    let ns =
-        |time: rustix::fs::StatxTimestamp| i128::from(time.tv_sec) * 1_000_000_000 + i128::from(time.tv_nsec);
-    Sample {
-        mtime_ns: ns(stat.stx_mtime),
-        ctime_ns: ns(stat.stx_ctime),
-        size: stat.stx_size,
-        nlink: stat.stx_nlink.into(),
-    }
-}
-
-/// The path by which a descriptor can be opened again.
-pub(crate) fn proc_path(fd: &OwnedFd) -> PathBuf {
-    PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()))
-}
-
-#[repr(C, align(8))]
-struct RawHandle {
-    len: u32,
-    handle_type: i32,
-    bytes: [u8; HANDLE_BYTES_MAX],
-}
-
-pub(crate) fn handle_of_fd(fd: BorrowedFd<'_>) -> Result<FileHandle, Errno> {
-    name_to_handle(fd, c"", libc::AT_EMPTY_PATH)
-}
-
-/// The handle of what is at a name; of a symbolic link, its own.
-pub(crate) fn handle_of(at: BorrowedFd<'_>, name: &CStr) -> Result<FileHandle, Errno> {
-    name_to_handle(at, name, 0)
-}
-
-/// The handle of what a link in `/proc` leads to.
-pub(crate) fn handle_behind(link: &CStr) -> Result<FileHandle, Errno> {
-    name_to_handle(CWD, link, libc::AT_SYMLINK_FOLLOW)
-}
-
-fn name_to_handle(at: BorrowedFd<'_>, name: &CStr, flags: i32) -> Result<FileHandle, Errno> {
-    let mut raw = RawHandle { len: 128, handle_type: 0, bytes: [0; HANDLE_BYTES_MAX] };
-    let mut mount_id = 0i32;
-    // SAFETY: `raw` has the kernel's layout with room for the 128 bytes that it announces; all pointers outlive the call.
-    let r = unsafe {
-        libc::syscall(
-            libc::SYS_name_to_handle_at,
-            at.as_raw_fd(),
-            name.as_ptr(),
-            &raw mut raw,
-            &raw mut mount_id,
-            flags,
-        )
-    };
-    if r < 0 {
-        return Err(last_errno());
-    }
-    let opaque = raw.bytes.get(..raw.len as usize).ok_or(Errno::OVERFLOW)?;
-    FileHandle::new(raw.handle_type, opaque).ok_or(Errno::OVERFLOW)
-}
-
 /// Opens an object by its handle, through a mount of its filesystem; `None` if it does not exist any more.
 fn open_through(mount: BorrowedFd<'_>, handle: &FileHandle, flags: OFlags) -> Result<Option<OwnedFd>, Errno> {
-    for _ in 0..MAKING_TRIES {
-        match open_by_handle(mount, handle, flags) {
-            // ext4 says so (iget_locked gives no inode) while another object is being made with the number of one that is gone.
-            Err(Errno::NOMEM) => std::thread::sleep(MAKING_PAUSE),
-            opened => return gone(opened),
-        }
-    }
     gone(open_by_handle(mount, handle, flags))
-}
-
-fn open_by_handle(mount: BorrowedFd<'_>, handle: &FileHandle, flags: OFlags) -> Result<OwnedFd, Errno> {
-    let mut raw = RawHandle { len: 0, handle_type: handle.handle_type(), bytes: [0; HANDLE_BYTES_MAX] };
-    let opaque = handle.opaque();
-    raw.len = u32::try_from(opaque.len()).map_err(|_| Errno::INVAL)?;
-    raw.bytes[..opaque.len()].copy_from_slice(opaque);
-    let flags = (flags | OFlags::CLOEXEC).bits().cast_signed();
-    // SAFETY: `raw` has the kernel's layout and outlives the call.
-    let r = unsafe { libc::syscall(libc::SYS_open_by_handle_at, mount.as_raw_fd(), &raw const raw, flags) };
-    owned(i32::try_from(r).unwrap_or(-1))
-}
-
-/// The errno of the libc call that has just failed on this thread.
-pub(crate) fn last_errno() -> Errno {
-    Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
-}
-
-/// Takes a descriptor that a libc call returned.
-pub(crate) fn owned(raw: i32) -> Result<OwnedFd, Errno> {
-    if raw < 0 {
-        return Err(last_errno());
-    }
-    // SAFETY: the kernel has just made this descriptor for us and nobody else knows of it.
-    Ok(unsafe { OwnedFd::from_raw_fd(raw) })
 }

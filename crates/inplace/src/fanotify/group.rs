@@ -2,10 +2,9 @@
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
+use highwater_objects::{last_errno, owned};
 use highwater_tracker::{FileHandle, Place};
 use rustix::io::Errno;
-
-use super::below::{last_errno, owned};
 
 /// What the kernel has seen. Events of one object by one process may have been merged: then one event has several bits, and is
 /// where the first of them was in the queue.
@@ -84,8 +83,8 @@ impl Group {
             | libc::FAN_REPORT_DFID_NAME_TARGET
             | libc::FAN_CLOEXEC
             | libc::FAN_NONBLOCK;
-        // SAFETY: no pointers.
-        let fd = owned(unsafe { libc::fanotify_init(flags, libc::O_RDONLY.cast_unsigned()) })?;
+        // SAFETY: no pointers, and the descriptor is new.
+        let fd = unsafe { owned(libc::fanotify_init(flags, libc::O_RDONLY.cast_unsigned())) }?;
         let flags = libc::FAN_MARK_ADD | libc::FAN_MARK_FILESYSTEM;
         // SAFETY: the path outlives the call.
         let r = unsafe {

@@ -9,11 +9,12 @@
 use std::os::fd::AsFd;
 use std::time::Duration;
 
+use highwater_objects::{magic, object_type};
 use highwater_tracker::{FileHandle, ObjectType, Place};
 use rustix::fs::{AtFlags, StatxFlags};
 use rustix::io::Errno;
 
-use super::below::{BTRFS, Below, Whereabouts, noted, object_type, wait_for_changes_of};
+use super::below::{Below, Whereabouts, noted, wait_for_changes_of};
 use super::digest::{Before, Digest, Touched};
 use super::{HashMap, HashSet};
 
@@ -203,7 +204,7 @@ impl Resolver<'_> {
             };
         /// `BTRFS_FIRST_FREE_OBJECTID`.
         const SUBVOLUME_ROOT: u64 = 256;
-        let is_subvolume = self.below.magic() == BTRFS && stat.stx_ino == SUBVOLUME_ROOT;
+        let is_subvolume = self.below.magic() == magic::BTRFS && stat.stx_ino == SUBVOLUME_ROOT;
         Ok(Some(Seen { object, object_type: object_type(&stat), nlink: stat.stx_nlink, is_subvolume }))
     }
 

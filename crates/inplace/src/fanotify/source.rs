@@ -10,6 +10,7 @@ use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use highwater_objects::{filesystem_name, handle_behind, magic, object_type, sample};
 use highwater_tracker::{
     Change, FileHandle, Intent, ObjectType, Place, RequestError, Sample, Section, Source, Tracker,
 };
@@ -19,7 +20,7 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::time::{ClockId, clock_gettime};
 
-use super::below::{Below, Whereabouts, handle_behind, noted, object_type, sample};
+use super::below::{Below, Whereabouts, noted};
 use super::digest::Digest;
 use super::group::Group;
 use super::queue::Queue;
@@ -43,8 +44,6 @@ const STEADY_NS: i128 = 5_000_000;
 /// everything when it is needed.
 const LINKS_MAX: usize = 1 << 17;
 const LINKS_OF_ONE_MAX: usize = 16;
-
-const TMPFS: i64 = 0x0102_1994;
 
 /// Why a directory cannot be tracked in place.
 #[derive(Debug, thiserror::Error)]
@@ -332,12 +331,8 @@ impl Drop for Fanotify {
 
 fn unfit(directory: &Path, why: &'static str) -> OpenError {
     let magic = rustix::fs::statfs(directory).map_or(0, |statfs| statfs.f_type);
-    let filesystem = match magic {
-        0x794c_7630 => "overlay".to_owned(),
-        0x6573_5546 => "a FUSE filesystem".to_owned(),
-        0x6969 => "NFS".to_owned(),
-        magic => format!("this filesystem (type {magic:#x})"),
-    };
+    let filesystem =
+        filesystem_name(magic).map_or_else(|| format!("this filesystem (type {magic:#x})"), str::to_owned);
     OpenError::Unfit { filesystem, why }
 }
 
@@ -466,7 +461,7 @@ impl Shared {
         let changed_since_cut = |object: &FileHandle| {
             let Some(stat) = self.below.stat(object)? else { return Ok(false) };
             // A store into a mapping of tmpfs leaves no trace.
-            if self.below.magic() == TMPFS {
+            if self.below.magic() == magic::TMPFS {
                 return Ok(true);
             }
             let now = sample(&stat);
@@ -716,14 +711,14 @@ impl Source for Shared {
         let mapped = |object: &&FileHandle| {
             cut.writers.get(*object).is_none_or(|writer| {
                 // On tmpfs, also where the mapping was there only between two looks.
-                writer.mapped || self.below.magic() == TMPFS && writer.can_map
+                writer.mapped || self.below.magic() == magic::TMPFS && writer.can_map
             })
         };
         Ok(objects.iter().filter(mapped).cloned().collect())
     }
 
     fn timestamps_are_distinct(&self) -> bool {
-        crate::kernel::has_distinct_timestamps(self.below.magic())
+        highwater_objects::has_distinct_timestamps(self.below.magic())
     }
 
     fn sync_filesystem(&self) -> io::Result<()> {

@@ -8,9 +8,8 @@
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
+use highwater_objects::magic::BTRFS;
 use rustix::io::Errno;
-
-use super::below::BTRFS;
 
 /// `struct btrfs_ioctl_get_subvol_info_args`; what is not read has no name of its own.
 #[repr(C)]

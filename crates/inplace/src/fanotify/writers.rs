@@ -4,15 +4,15 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use highwater_objects::{attributes_of, handle_of, has_distinct_timestamps, magic, sample};
 use highwater_tracker::{FileHandle, Sample, WriterMode};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags};
 
-use super::below::{BTRFS, Below, Whereabouts, handle_of_fd, sample, statx_fd};
+use super::below::{Below, Whereabouts};
 use super::digest::Digest;
 use super::holders::{Holders, Holding, How, Key};
 use super::source::{COARSE_NS, realtime_ns};
 use super::{HashMap, HashSet};
-use crate::kernel::has_distinct_timestamps;
 
 /// A file that a process can write to.
 #[derive(Clone, Copy, Debug)]
@@ -142,7 +142,7 @@ impl Search<'_> {
             self.add_object(&object, mode, matches!(holding.how, How::Mapped { .. }));
         }
         // A subvolume and its snapshot have inodes of the same number and generation.
-        let may_remember = self.below.magic() != BTRFS;
+        let may_remember = self.below.magic() != magic::BTRFS;
         let held: HashSet<Key> = holdings.iter().map(|holding| holding.key).collect();
         known.retain(|key, side| matches!(side, Side::Outside(_)) && held.contains(key));
         for (key, object) in handles.iter().filter_map(|(key, object)| Some((key, object.as_ref()?))) {
@@ -158,10 +158,10 @@ impl Search<'_> {
     /// The handle of a file by way of who holds it. `number`: of its inode, as another one may be there by now.
     fn object_behind(&mut self, link: &Path, number: Option<u64>) -> Option<FileHandle> {
         let fd = rustix::fs::open(link, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).ok()?;
-        if number.is_some() && statx_fd(fd.as_fd()).ok().map(|stat| stat.stx_ino) != number {
+        if number.is_some() && attributes_of(fd.as_fd()).ok().map(|stat| stat.stx_ino) != number {
             return None;
         }
-        let object = handle_of_fd(fd.as_fd()).ok()?;
+        let object = handle_of(fd.as_fd(), c"").ok()?;
         self.look_by_holder(&fd, &object);
         Some(object)
     }
