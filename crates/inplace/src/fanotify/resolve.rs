@@ -44,6 +44,8 @@ pub(crate) struct Resolved {
     pub(crate) touched: Vec<Change>,
     /// Objects that moved just after the cut from a name that is not known yet: the next digest tells.
     pub(crate) carried: Vec<FileHandle>,
+    /// Files that have lost a name and do not exist any more. None of them comes back: another one has another handle.
+    pub(crate) gone: HashSet<FileHandle>,
     /// Directories that were outside for a while, in which something may have gone unseen: to be compared as a whole.
     pub(crate) crossed: Vec<FileHandle>,
     /// It could not be found out: everything has to be compared.
@@ -384,7 +386,7 @@ impl Resolver<'_> {
                 && is_old
                 && second != Side::Outside
             {
-                let object_type = self.type_of(object, *is_directory)?;
+                let object_type = self.type_of(object, *is_directory, &mut resolved.gone)?;
                 let (place, object) = (place.clone(), object.clone());
                 resolved.lost.push(Name { place, object, object_type, nlink: 1, is_new: false });
             }
@@ -402,7 +404,7 @@ impl Resolver<'_> {
                 (None, Some((object, is_directory)))
                     if is_old && second != Side::Outside && !matches!(entry.before, Before::Object(_)) =>
                 {
-                    let object_type = self.type_of(object, *is_directory)?;
+                    let object_type = self.type_of(object, *is_directory, &mut resolved.gone)?;
                     let (place, object) = (place.clone(), object.clone());
                     resolved.passed.push(Name { place, object, object_type, nlink: 1, is_new: false });
                 }
@@ -417,15 +419,22 @@ impl Resolver<'_> {
         Ok(())
     }
 
-    fn type_of(&self, object: &FileHandle, is_directory: bool) -> Result<ObjectType, Errno> {
+    fn type_of(
+        &self,
+        object: &FileHandle,
+        is_directory: bool,
+        gone: &mut HashSet<FileHandle>,
+    ) -> Result<ObjectType, Errno> {
         if is_directory {
             return Ok(ObjectType::Directory);
         }
-        // Of a file that is gone nobody knows any more what sort it was.
-        if self.files.get(object) == Some(&Whereabouts::Gone) {
-            return Ok(ObjectType::File);
+        let is_gone = self.files.get(object) == Some(&Whereabouts::Gone);
+        let stat = if is_gone { None } else { self.below.stat(object)? };
+        if stat.is_none() {
+            gone.insert(object.clone());
         }
-        Ok(self.below.stat(object)?.map_or(ObjectType::File, |stat| object_type(&stat)))
+        // Of a file that is gone nobody knows any more what sort it was.
+        Ok(stat.map_or(ObjectType::File, |stat| object_type(&stat)))
     }
 
     fn resolve_touched(

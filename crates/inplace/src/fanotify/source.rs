@@ -163,6 +163,7 @@ struct Cut {
     directories: HashMap<FileHandle, Option<Place>>,
     objects: HashMap<FileHandle, Option<Vec<Place>>>,
     writers: HashMap<FileHandle, Writer>,
+    gone: HashSet<FileHandle>,
 }
 
 impl Fanotify {
@@ -489,7 +490,8 @@ impl Shared {
     }
 
     fn record(&self, section: &Section, resolved: &Resolved) -> io::Result<()> {
-        let mut cut = Cut { directories: resolved.directories.clone(), ..Cut::default() };
+        let (directories, gone) = (resolved.directories.clone(), resolved.gone.clone());
+        let mut cut = Cut { directories, gone, ..Cut::default() };
         for change in &resolved.touched {
             if change.object_type != ObjectType::Directory {
                 cut.objects.insert(change.object.clone(), change.places.clone());
@@ -686,6 +688,10 @@ impl Source for Shared {
     }
 
     fn may_be_elsewhere(&self, object: &FileHandle) -> io::Result<bool> {
+        // To ask the kernel for a file that is gone costs more than anything else about a file that is deleted.
+        if self.cut.lock().gone.contains(object) {
+            return Ok(false);
+        }
         Ok(match self.below.stat(object)? {
             None => false,
             Some(stat) if object_type(&stat) == ObjectType::Directory => true,
