@@ -4,11 +4,13 @@
 
 mod support;
 
+use std::collections::HashSet;
 use std::fs;
 use std::io::Write;
-use std::os::unix::fs::{PermissionsExt, chown};
-use std::path::Path;
+use std::os::unix::fs::{FileExt, PermissionsExt, chown};
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::time::{Duration, Instant};
 
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use rustix::process::Signal;
@@ -163,21 +165,9 @@ fn auto_prefers_in_place_only_where_a_power_loss_makes_everyone_fresh_anyway() {
 #[test]
 fn what_btrfs_says_was_not_changed_is_not_scanned() {
     let mut tree = Tree::new();
-    let image = tree.home().join("image");
-    fs::File::create(&image).unwrap().set_len(300 << 20).unwrap();
-    sh(&format!("mkfs.btrfs -q {}", image.display()));
-    let at = tree.dir().to_owned();
-    let mounted = || sh(&format!("mount -o loop {} {}", image.display(), at.display()));
-    let unmounted = || sh(&format!("umount {}", at.display()));
-    mounted();
-    let _left = LeftMounted(&at);
-    let file = at.join("file");
+    let btrfs = Btrfs::new(&tree);
+    let (at, file) = (&btrfs.at, btrfs.at.join("file"));
     fs::write(&file, "x").unwrap();
-    let cursor_of = |told: String| {
-        let head: serde_json::Value = serde_json::from_str(told.lines().next().unwrap()).unwrap();
-        assert_eq!(head["fresh"], false, "{told}");
-        head["cursor"].as_str().unwrap().to_owned()
-    };
     // What the start says, what is told since the last time, and where that ends.
     let mut cursor = None;
     let mut round = |tree: &mut Tree, while_tracked: &mut dyn FnMut()| {
@@ -192,8 +182,8 @@ fn what_btrfs_says_was_not_changed_is_not_scanned() {
         ]);
         while_tracked();
         let told_meanwhile =
-            tree.done(&["changes", "tree", "--format", "json", "--since", &cursor_of(told.clone())]);
-        cursor = Some(cursor_of(told_meanwhile));
+            tree.done(&["changes", "tree", "--format", "json", "--since", &cursor_of(&told)]);
+        cursor = Some(cursor_of(&told_meanwhile));
         tree.done(&["stop", "tree"]);
         let (status, said) = tree.ended();
         assert_eq!(status, Some(0), "{said}");
@@ -202,8 +192,8 @@ fn what_btrfs_says_was_not_changed_is_not_scanned() {
     let nothing = &mut || {};
     let (unchanged, ..) = round(&mut tree, &mut || fs::write(&file, "told").unwrap());
     assert!(!unchanged, "a new volume");
-    unmounted();
-    mounted();
+    btrfs.unmount();
+    btrfs.mount();
     let (unchanged, scan, told) = round(&mut tree, nothing);
     assert!(unchanged && !scan && told.lines().count() == 1, "after a clean reboot: {told}");
     let (unchanged, ..) = round(&mut tree, nothing);
@@ -230,15 +220,96 @@ fn what_btrfs_says_was_not_changed_is_not_scanned() {
     round(&mut tree, nothing);
     let (unchanged, scan, _) = round(&mut tree, nothing);
     assert!(!unchanged && scan, "a subvolume counts for itself");
-    unmounted();
 }
 
-/// Unmounts what a test that fails has left.
-struct LeftMounted<'a>(&'a Path);
+/// Somebody writes until some moment around a stop, or on and on. `STOP_ROUNDS`: how often, 8 if it is not set.
+#[test]
+fn what_is_written_around_a_stop_is_told() {
+    const FILES: usize = 40;
+    let mut tree = Tree::new();
+    let btrfs = Btrfs::new(&tree);
+    let path = |number: usize| btrfs.at.join(number.to_string());
+    for number in 0..FILES {
+        fs::write(path(number), [b'x'; 4096]).unwrap();
+    }
+    let seed = fastrand::u64(..);
+    let (mut random, mut cursor, mut unchanged) = (fastrand::Rng::with_seed(seed), None, 0);
+    let rounds = std::env::var("STOP_ROUNDS").map_or(8, |rounds| rounds.parse().unwrap());
+    for round in 0..rounds {
+        tree.track_with(&["--source", "fanotify"]);
+        if cursor.is_none() {
+            cursor = Some(cursor_of(&tree.done(&["changes", "tree", "--format", "json", "--since", "now"])));
+        }
+        let writes_for = random.u64(0..150);
+        // Every fourth time it is over before.
+        let stop_after = if round % 4 == 0 { writes_for + 20 } else { random.u64(0..100) };
+        let mut choice = random.fork();
+        let begun = Instant::now();
+        let written = std::thread::scope(|scope| {
+            let writing = scope.spawn(|| {
+                let mut written = HashSet::new();
+                while begun.elapsed() < Duration::from_millis(writes_for) {
+                    let number = choice.usize(0..FILES);
+                    let file = fs::File::options().write(true).open(path(number)).unwrap();
+                    file.write_all_at(&choice.u64(..).to_ne_bytes(), 0).unwrap();
+                    written.insert(number);
+                    std::thread::sleep(Duration::from_micros(choice.u64(0..4) * 700));
+                }
+                written
+            });
+            std::thread::sleep(Duration::from_millis(stop_after));
+            tree.done(&["stop", "tree"]);
+            let (status, said) = tree.ended();
+            assert_eq!(status, Some(0), "{said}");
+            tree.track_with(&["--source", "fanotify"]);
+            writing.join().unwrap()
+        });
+        let since = cursor.as_deref().unwrap();
+        let told = tree.done(&["changes", "tree", "--format", "json", "--since", since]);
+        let missed: Vec<_> =
+            written.iter().filter(|number| !told.contains(&format!("\"path\":\"{number}\""))).collect();
+        assert!(missed.is_empty(), "round {round} of seed {seed}: {missed:?} are not in {told}");
+        cursor = Some(cursor_of(&told));
+        tree.done(&["stop", "tree"]);
+        unchanged += u32::from(tree.ended().1.contains("nothing has changed"));
+    }
+    assert!(unchanged > 0, "a scan each time, which tries nothing (seed {seed})");
+}
 
-impl Drop for LeftMounted<'_> {
+/// The cursor of an answer that is not fresh.
+fn cursor_of(told: &str) -> String {
+    let head: serde_json::Value = serde_json::from_str(told.lines().next().unwrap()).unwrap();
+    assert_eq!(head["fresh"], false, "{told}");
+    head["cursor"].as_str().unwrap().to_owned()
+}
+
+/// A btrfs at the directory of a tree, until it is dropped.
+struct Btrfs {
+    image: PathBuf,
+    at: PathBuf,
+}
+
+impl Btrfs {
+    fn new(tree: &Tree) -> Self {
+        let new = Self { image: tree.home().join("image"), at: tree.dir().to_owned() };
+        fs::File::create(&new.image).unwrap().set_len(300 << 20).unwrap();
+        sh(&format!("mkfs.btrfs -q {}", new.image.display()));
+        new.mount();
+        new
+    }
+
+    fn mount(&self) {
+        sh(&format!("mount -o loop {} {}", self.image.display(), self.at.display()));
+    }
+
+    fn unmount(&self) {
+        sh(&format!("umount {}", self.at.display()));
+    }
+}
+
+impl Drop for Btrfs {
     fn drop(&mut self) {
-        let _ = unmount(self.0, UnmountFlags::DETACH);
+        let _ = unmount(&self.at, UnmountFlags::DETACH);
     }
 }
 
