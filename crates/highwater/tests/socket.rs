@@ -71,6 +71,19 @@ fn any_varlink_client_can_find_out_what_the_service_offers() {
     assert_eq!(raw.call("io.highwater.Volume.Status", Value::Null)["parameters"]["source"], "fake");
 }
 
+/// Somebody has cleaned up below /run.
+#[test]
+fn a_server_whose_socket_is_gone_ends_all_the_same() {
+    let tracked = Tracked::new();
+    std::fs::remove_file(&tracked.socket).unwrap();
+    let (tell, told) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        drop(tracked);
+        tell.send(()).unwrap();
+    });
+    told.recv_timeout(Duration::from_secs(30)).unwrap();
+}
+
 #[test]
 fn every_described_method_is_served_and_no_other() {
     let tracked = Tracked::new();

@@ -60,6 +60,7 @@ impl Default for Limits {
 #[derive(Debug)]
 pub struct Server {
     shared: Arc<Shared>,
+    listener: UnixListener,
     accepting: Option<JoinHandle<()>>,
 }
 
@@ -100,22 +101,25 @@ impl Server {
             stopped,
         });
         let accepting = std::thread::Builder::new().name("accept".to_owned()).spawn({
-            let shared = Arc::clone(&shared);
+            let (listener, shared) = (listener.try_clone()?, Arc::clone(&shared));
             move || accept(&listener, &shared, &volume)
         })?;
-        Ok(Self { shared, accepting: Some(accepting) })
+        Ok(Self { shared, listener, accepting: Some(accepting) })
     }
 }
 
 impl Drop for Server {
     /// Takes no further connection, cuts those that are there and removes the socket.
     fn drop(&mut self) {
-        // ORDERING: the thread that sees the connection below has to see this; the socket's own lock orders them.
+        // ORDERING: the thread that is woken below has to see this; the socket's own lock orders them.
         self.shared.stopping.store(true, Ordering::SeqCst);
-        drop(UnixStream::connect(&self.shared.socket));
-        if let Some(thread) = self.accepting.take() {
-            // It does not panic; and if it did, there is nothing left to stop.
-            let _ = thread.join();
+        // It wakes who waits for a connection, as one would by itself; but that can fail, if the path is gone or there are no descriptors.
+        match rustix::net::shutdown(&self.listener, rustix::net::Shutdown::Read) {
+            Ok(()) => {
+                // It does not panic; and if it did, there is nothing left to stop.
+                let _ = self.accepting.take().map(JoinHandle::join);
+            }
+            Err(errno) => tracing::warn!(%errno, "cannot end the socket; it ends with the process"),
         }
         for stream in self.shared.connections().values() {
             // Already closed by the client is as good.
@@ -142,13 +146,15 @@ fn accept(listener: &UnixListener, shared: &Arc<Shared>, volume: &Arc<dyn Volume
         let stream = match listener.accept() {
             Ok((stream, _)) => stream,
             Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+            // ORDERING: see the store in `drop`.
+            Err(_) if shared.stopping.load(Ordering::SeqCst) => return,
             Err(error) => {
                 tracing::warn!("cannot take a connection: {error}");
                 std::thread::sleep(RETRY);
                 continue;
             }
         };
-        // ORDERING: see the store in `drop`.
+        // ORDERING: as above.
         if shared.stopping.load(Ordering::SeqCst) {
             return;
         }
