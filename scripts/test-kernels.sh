@@ -58,7 +58,7 @@ kernel() { # PREFIX
     echo "$version"
 }
 
-init() { # what runs in the machine; prints "result: STEP: ok|FAILED"
+init() { # what runs in the machine; prints "step: STEP: ok|FAILED"
     cat <<'INIT'
 #!/bin/busybox sh
 /bin/busybox --install -s /bin 2>/dev/null
@@ -66,19 +66,19 @@ export PATH=/bin TMPDIR=/tmp RUST_BACKTRACE=0 PYTHONHOME=/usr
 mount -t proc none /proc; mount -t sysfs none /sys; mount -t devtmpfs none /dev
 mkdir -p /dev/pts; mount -t devpts none /dev/pts; mount -t tmpfs none /tmp; mount -t tmpfs none /var/tmp
 ip link set lo up
-while read -r module; do insmod "/modules/$module" || echo "result: $module: FAILED"; done </modules/order
+while read -r module; do insmod "/modules/$module" || echo "step: $module: FAILED"; done </modules/order
 step() { # NAME COMMAND...
     name=$1; shift
     if "$@" >/tmp/log 2>&1; then
-        echo "result: $name: ok: $(grep -h -E '^test result|barriers in|passed' /tmp/log | tail -n 1)"
+        echo "step: $name: ok: $(grep -h -E '^test result|barriers in|passed' /tmp/log | tail -n 1)"
     else
-        echo "result: $name: FAILED ($?)"; tail -n 60 /tmp/log
+        echo "step: $name: FAILED ($?)"; tail -n 60 /tmp/log
     fi
 }
 echo 20000 >/proc/sys/fs/inotify/max_user_watches
 ulimit -n 4096
 . /steps
-echo "result: end: ok"
+echo "step: end: ok"
 poweroff -f
 INIT
 }
@@ -150,7 +150,7 @@ for prefix in "$@"; do
     version=$(kernel "$prefix")
     begun=$SECONDS
     machine "$version"
-    results=$(tr -d '\r' <"$work/$version.log" | sed -n 's/.*result: //p')
+    results=$(tr -d '\r' <"$work/$version.log" | sed -n 's/.*step: //p')
     if grep -q FAILED <<<"$results" || ! grep -q '^end: ok' <<<"$results"; then
         failed=1
         echo "$version: FAILED: $(grep FAILED <<<"$results" | paste -s -d ';'); see $work/$version.log"
