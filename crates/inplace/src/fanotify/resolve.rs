@@ -497,6 +497,12 @@ impl Resolver<'_> {
             };
             if change.places.as_ref().is_some_and(Vec::is_empty) {
                 if !modified && !touched.metadata {
+                    // Open for writing, it may be told all the same; not by a name that it got behind the cut.
+                    let is_told_nowhere = elsewhere
+                        || matches!(self.files.get(object), Some(Whereabouts::Gone | Whereabouts::Outside));
+                    if !is_told_nowhere {
+                        changes.push(Change { places: None, ..change });
+                    }
                     continue;
                 }
                 if elsewhere {
