@@ -276,8 +276,9 @@ fn watch_in_place(
     let tree = state::Tree::read(&state).map_err(|error| state::explain(error, state_path))?;
     tree.check(&origin).map_err(|error| state::explain(error, state_path))?;
     let boot_id = boot_id()?;
-    // What happens from now on is seen, so that the question may take its time.
-    let unbroken = fanotify.tree_version().is_some_and(|version| tree.was_left_at(&version));
+    // What happens from now on is seen, so that the question may take its time: it syncs. Not without something to compare with.
+    let is_at = |left: &[u8]| fanotify.tree_version().is_some_and(|version| version.as_bytes() == left);
+    let unbroken = tree.left_at().is_some_and(is_at);
     // No mount: one that a tracker before this one has left proves nothing any more.
     state::Tree::store(&state, path, &origin, &[], (&tree.dead_devices(&boot_id), &boot_id))
         .map_err(|error| state::explain(error, state_path))?;

@@ -180,9 +180,9 @@ impl Tree {
         self.values("dead").filter_map(of_this_boot).collect()
     }
 
-    /// Whether the tracker before was stopped, and nothing has changed since, if this is the version of the tree now.
-    pub(super) fn was_left_at(&self, version: &str) -> bool {
-        self.values("version").any(|left| left == version.as_bytes())
+    /// The version at which the tracker before has left the tree, if it was stopped: if it has that one now, nothing has changed since.
+    pub(super) fn left_at(&self) -> Option<&[u8]> {
+        self.values("version").last()
     }
 
     /// Adds the version at which the tree was left.
