@@ -425,7 +425,10 @@ fn operations(evidence: &Path, path: &[u8]) -> String {
 impl Consumer {
     /// One turn: changes, copy, ack. Returns the number of lines.
     fn turn(&mut self, product: &Product, scratch: &Scratch, allow_fresh: bool) -> Result<usize, Trouble> {
+        let now = || std::time::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs_f64();
+        let asked = now();
         let answer = product.changes(CONSUMER)?;
+        let _ = writeln!(self.log, "asked at {asked:.6}, answered at {:.6}", now());
         self.settle_doubt(&answer)?;
         let tree = Tree::open(&scratch.tree)?;
         if self.dies_in_the_middle(&tree, &answer)? {

@@ -88,10 +88,13 @@ impl Worker {
             let (what, outcome) = self.step();
             // Paths relative to the tree, as the change lists have them.
             let what = what.replace(&self.prefix, "");
+            let now = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();
             writeln!(
                 self.log,
-                "{} {what} -> {}",
+                "{} {}.{:09} {what} -> {}",
                 self.operation,
+                now.as_secs(),
+                now.subsec_nanos(),
                 match &outcome {
                     Ok(()) => "ok".to_owned(),
                     Err(error) => error.to_string(),

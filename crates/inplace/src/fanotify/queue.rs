@@ -32,7 +32,15 @@ impl Queue {
     }
 
     /// Reads everything that is in the queue now. What comes meanwhile may be read too; it does not keep this from ending.
+    ///
+    /// After an error events are missing from the digest, and it says so.
     pub(crate) fn read(&mut self, below: &Below) -> Result<(), Errno> {
+        let read = self.read_all(below);
+        self.digest.overflow |= read.is_err();
+        read
+    }
+
+    fn read_all(&mut self, below: &Below) -> Result<(), Errno> {
         let mut left = self.group.waiting()?;
         while left > 0 {
             let mut events = Vec::new();
@@ -110,5 +118,34 @@ impl Queue {
             self.digest.unseen_in.insert(directory.clone());
         }
         Ok(is_inside)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::fd::AsRawFd;
+
+    use super::*;
+
+    #[test]
+    fn events_that_could_not_be_taken_are_not_forgotten() {
+        let home = tempfile::tempdir_in("/dev/shm").unwrap();
+        let below = Below::open(home.path()).unwrap();
+        let mut queue = Queue::new(Group::watch(below.root()).unwrap());
+        fs::create_dir(home.path().join("d")).unwrap();
+        fs::write(home.path().join("d/f"), "x").unwrap();
+        let descriptor = below.root().as_raw_fd();
+        let kept = rustix::io::fcntl_dupfd_cloexec(below.root(), 0).unwrap();
+        // SAFETY: nothing is passed; from here on this thread has a table of descriptors of its own.
+        assert_eq!(unsafe { libc::unshare(libc::CLONE_FILES) }, 0);
+        // SAFETY: it is put back before anybody else uses it; `below` is used by the call in between alone.
+        unsafe { libc::close(descriptor) };
+        assert_eq!(queue.read(&below), Err(Errno::BADF));
+        // SAFETY: as above.
+        assert_eq!(unsafe { libc::dup2(kept.as_raw_fd(), descriptor) }, descriptor);
+        assert_eq!(queue.read(&below), Ok(()));
+        assert!(queue.cut().overflow);
+        assert!(!queue.cut().overflow);
     }
 }

@@ -63,14 +63,15 @@ pub(crate) struct Name {
     pub(crate) is_new: bool,
 }
 
-/// A change of an object.
+/// An object of which events tell, or which may change without one, and what has changed of it, if anything.
 #[derive(Clone, Debug)]
 pub(crate) struct Change {
     pub(crate) object: FileHandle,
     pub(crate) object_type: ObjectType,
     pub(crate) modified: bool,
     pub(crate) metadata: bool,
-    /// Its names at the second cut; `None`: it has names and none is known.
+    /// Its names at the second cut that are told. Empty: it has none in the directory, or what tells them has to tell it too. `None`: it
+    /// has names and none is known.
     pub(crate) places: Option<Vec<Place>>,
     pub(crate) nlink: u32,
 }
@@ -116,16 +117,7 @@ pub(crate) fn resolve(
     later: &dyn Later,
     changed_since_cut: &dyn Fn(&FileHandle) -> Result<bool, Errno>,
 ) -> Result<Resolved, Errno> {
-    let mut resolver = Resolver {
-        below,
-        digest,
-        links,
-        seen: HashMap::default(),
-        located: HashMap::default(),
-        files: HashMap::default(),
-        unlocked: HashSet::default(),
-        lost_sight: digest.overflow,
-    };
+    let mut resolver = Resolver::new(below, digest, links);
     let mut wanted: Vec<FileHandle> = Vec::new();
     wanted.extend(digest.entries.keys().map(|place| place.parent.clone()));
     wanted.extend(digest.directories.keys().cloned());
@@ -169,7 +161,20 @@ fn candidates<'b>(
     touched.places.iter().chain(links.get(object).into_iter().flatten())
 }
 
-impl Resolver<'_> {
+impl<'a> Resolver<'a> {
+    fn new(below: &'a Below, digest: &'a Digest, links: &'a Links) -> Self {
+        Self {
+            below,
+            digest,
+            links,
+            seen: HashMap::default(),
+            located: HashMap::default(),
+            files: HashMap::default(),
+            unlocked: HashSet::default(),
+            lost_sight: digest.overflow,
+        }
+    }
+
     /// Looks up every name at which something may be.
     fn look_up_names(&mut self) -> Result<(), Errno> {
         let (digest, links) = (self.digest, self.links);
@@ -346,6 +351,10 @@ impl Resolver<'_> {
         Side::Unknown
     }
 
+    fn is_unknown(&self, directory: &FileHandle) -> bool {
+        [self.side_at_first(directory), self.side_at_second(directory)].contains(&Side::Unknown)
+    }
+
     /// Whether what happens in a directory is told entry by entry: it is inside, and neither it nor anything above it came from
     /// outside, since then it is told as a whole.
     fn is_told_by_entry(&self, directory: &FileHandle) -> bool {
@@ -380,7 +389,7 @@ impl Resolver<'_> {
         for (place, entry) in &self.digest.entries {
             let parent = &place.parent;
             let (first, second) = (self.side_at_first(parent), self.side_at_second(parent));
-            unknown |= first == Side::Unknown || second == Side::Unknown;
+            unknown |= self.is_unknown(parent);
             let is_old = first == Side::Inside;
             if let Before::Object((object, is_directory)) = &entry.before
                 && is_old
@@ -450,9 +459,10 @@ impl Resolver<'_> {
         }
         let mut touched: Vec<(&FileHandle, &Touched)> = self.digest.touched.iter().collect();
         touched.sort_by_key(|(object, _)| *object);
-        let mut changes = Vec::new();
+        let (mut changes, mut unknown) = (Vec::new(), false);
         for (object, touched) in touched {
             if touched.is_directory {
+                unknown |= self.is_unknown(object);
                 if *object == *self.below.root_handle() || self.is_told_by_entry(object) {
                     changes.push(Change {
                         object: object.clone(),
@@ -485,45 +495,36 @@ impl Resolver<'_> {
                 } else {
                     // Outside, or told as a whole with its directory.
                     elsewhere = true;
+                    unknown |= self.is_unknown(&place.parent);
                 }
             }
-            let mut change = Change {
+            let places = if !places.is_empty() {
+                Some(places)
+            } else if elsewhere {
+                // By another name it may be inside, and told by nothing else.
+                let is_linked = self.below.stat(object)?.is_some_and(|stat| stat.stx_nlink > 1);
+                (!is_linked).then(Vec::new)
+            } else {
+                match self.files.get(object) {
+                    Some(Whereabouts::Gone | Whereabouts::Outside) => Some(Vec::new()),
+                    Some(Whereabouts::Unknown) => None,
+                    // It was at one of these names, and is not by what the queue says: the next digest knows where it was.
+                    Some(Whereabouts::At(_)) | None => {
+                        resolved.carried.push(object.clone());
+                        Some(Vec::new())
+                    }
+                }
+            };
+            changes.push(Change {
                 object: object.clone(),
                 object_type,
                 modified: modified && object_type == ObjectType::File,
                 metadata: touched.metadata,
-                places: Some(places),
+                places,
                 nlink,
-            };
-            if change.places.as_ref().is_some_and(Vec::is_empty) {
-                if !modified && !touched.metadata {
-                    // Open for writing, it may be told all the same; not by a name that it got behind the cut.
-                    let is_told_nowhere = elsewhere
-                        || matches!(self.files.get(object), Some(Whereabouts::Gone | Whereabouts::Outside));
-                    if !is_told_nowhere {
-                        changes.push(Change { places: None, ..change });
-                    }
-                    continue;
-                }
-                if elsewhere {
-                    // By another name it may be inside, and told by nothing else.
-                    if self.below.stat(object)?.is_some_and(|stat| stat.stx_nlink > 1) {
-                        changes.push(Change { places: None, ..change });
-                    }
-                    continue;
-                }
-                match self.files.get(object) {
-                    Some(Whereabouts::Gone | Whereabouts::Outside) => continue,
-                    Some(Whereabouts::Unknown) => change.places = None,
-                    // It was at one of these names, and is not by what the queue says: the next digest knows where it was.
-                    Some(Whereabouts::At(_)) | None => {
-                        resolved.carried.push(object.clone());
-                        continue;
-                    }
-                }
-            }
-            changes.push(change);
+            });
         }
+        self.lost_sight |= unknown;
         resolved.touched = changes;
         Ok(())
     }
@@ -565,6 +566,7 @@ mod tests {
     use std::path::PathBuf;
     use std::process::Command;
 
+    use highwater_objects::handle_of;
     use parking_lot::Mutex;
 
     use super::super::group::Group;
@@ -707,9 +709,63 @@ mod tests {
             digest.unseen.more = more;
             let resolved = watched.resolve(&digest);
             assert_eq!(names(&resolved.lost), [b"d"]);
-            assert_eq!(resolved.touched.len(), 1, "{:?}", resolved.touched);
-            assert_eq!(resolved.touched[0].places, None);
+            let told = resolved.touched.iter().filter(|change| change.places != Some(Vec::new()));
+            let told: Vec<&Change> = told.collect();
+            assert_eq!(told.len(), 1, "{told:?}");
+            assert_eq!(told[0].places, None);
             assert_eq!(resolved.lost_sight, more);
+        }
+    }
+
+    /// It is not told by the new name, which the consumer knows nothing of yet.
+    #[test]
+    fn an_open_file_that_is_moved_after_the_cut_has_no_name_until_that_is_told() {
+        let watched = Watched::new();
+        fs::write(watched.at("a"), "x").unwrap();
+        let file = handle_of(watched.below.root(), c"a").unwrap();
+        watched.cut();
+        let mut digest = watched.cut();
+        // As for one that somebody has open for writing, and of which there is no news.
+        digest.add(file.clone(), |_| {});
+        fs::rename(watched.at("a"), watched.at("b")).unwrap();
+        let resolved = watched.resolve(&digest);
+        assert_eq!(resolved.touched.len(), 1, "so that nobody asks the filesystem where it is");
+        assert_eq!(resolved.touched[0].places, Some(Vec::new()));
+        assert_eq!(resolved.carried, [file]);
+        assert!(!resolved.lost_sight);
+    }
+
+    #[test]
+    fn what_is_in_a_directory_that_cannot_be_found_makes_everything_be_compared() {
+        let watched = Watched::new();
+        fs::create_dir(watched.at("d")).unwrap();
+        fs::write(watched.at("d/f"), "x").unwrap();
+        watched.cut();
+        fs::write(watched.at("d/f"), "y").unwrap();
+        fs::set_permissions(watched.at("d"), fs::metadata(watched.at("d")).unwrap().permissions()).unwrap();
+        let digest = watched.cut();
+        let d = handle_of(watched.below.root(), c"d").unwrap();
+        for of in [ObjectType::File, ObjectType::Directory] {
+            let touched = digest
+                .touched
+                .iter()
+                .filter(|(_, touched)| touched.is_directory == (of == ObjectType::Directory));
+            let one = Digest {
+                touched: touched.map(|(object, touched)| (object.clone(), touched.clone())).collect(),
+                ..Digest::default()
+            };
+            assert_eq!(one.touched.len(), 1);
+            for whereabouts in [
+                Whereabouts::Unknown,
+                Whereabouts::At(Place { parent: watched.below.root_handle().clone(), name: (*b"d").into() }),
+            ] {
+                let links = Links::default();
+                let mut resolver = Resolver::new(&watched.below, &one, &links);
+                resolver.look_up_names().unwrap();
+                resolver.located.insert(d.clone(), whereabouts.clone());
+                resolver.resolve_touched(&mut Resolved::default(), &|_| Ok(true)).unwrap();
+                assert_eq!(resolver.lost_sight, whereabouts == Whereabouts::Unknown, "{of:?}");
+            }
         }
     }
 

@@ -383,10 +383,7 @@ impl Shared {
                 Ok(true) => self.tell(),
                 Ok(false) => {}
                 // The next checkpoint meets it again, and says so to whoever asks.
-                Err(errno) => {
-                    tracing::warn!(%errno, "events cannot be read");
-                    self.queue.lock().digest.overflow = true;
-                }
+                Err(errno) => tracing::warn!(%errno, "events cannot be read"),
             }
             std::thread::sleep(GATHER);
         }
@@ -473,6 +470,8 @@ impl Shared {
             Ok(since.is_none_or(|since| now.ctime_ns >= since.0 - COARSE_NS))
         };
         let resolved = resolve(&self.below, &digest, &drains.links, self, &changed_since_cut)?;
+        // All that is needed to understand an answer afterwards, in the order in which it came to be.
+        tracing::trace!(?began, hides, ?writers, ?digest, ?resolved, "drained");
         learn_links(&mut drains.links, &resolved);
         let section = tracker.section();
         self.record(&section, &resolved)?;
@@ -544,6 +543,7 @@ impl Shared {
         }
         for change in resolved.touched.iter().filter(|change| change.modified || change.metadata) {
             match &change.places {
+                Some(places) if places.is_empty() => {}
                 Some(places) if change.nlink == 1 => {
                     directories.extend(places.iter().map(|place| &place.parent));
                 }
