@@ -44,6 +44,8 @@ pub(crate) struct Touched {
     /// Closed after it was open for writing.
     pub(crate) closed: bool,
     pub(crate) is_directory: bool,
+    /// It was in the digest before, where it had no name: it had moved after that cut.
+    pub(crate) carried: bool,
     /// Its names as the events have them. They may have been gone by then.
     pub(crate) places: Vec<Place>,
 }

@@ -276,6 +276,18 @@ impl<'a> Resolver<'a> {
                         });
                     }
                 }
+                // Where a file was that has moved since the cut.
+                for (place, entry) in &after.entries {
+                    if let Before::Object((object, false)) = &entry.before
+                        && digest.touched.contains_key(object)
+                        && !seen.contains_key(place)
+                    {
+                        let (object, object_type) = (object.clone(), ObjectType::File);
+                        let was_there = Seen { object, object_type, nlink: 1, is_subvolume: false };
+                        seen.insert(place.clone(), Some(was_there));
+                        wanted.push(place.parent.clone());
+                    }
+                }
                 for (directory, whereabouts) in &mut *located {
                     match after.directories.get(directory) {
                         Some(Some(place)) => *whereabouts = Whereabouts::At(place.clone()),
@@ -451,10 +463,11 @@ impl<'a> Resolver<'a> {
         resolved: &mut Resolved,
         changed_since_cut: &dyn Fn(&FileHandle) -> Result<bool, Errno>,
     ) -> Result<(), Errno> {
-        let mut gained: HashMap<&FileHandle, Vec<&Place>> = HashMap::default();
-        for (place, entry) in &self.digest.entries {
-            for (object, _) in &entry.arrivals {
-                gained.entry(object).or_default().push(place);
+        // By whatever a name came to be looked up: one that was looked up as another file's is one that this file has as well.
+        let mut names: HashMap<&FileHandle, Vec<(&Place, &Seen)>> = HashMap::default();
+        for (place, seen) in &self.seen {
+            if let Some(seen) = seen {
+                names.entry(&seen.object).or_default().push((place, seen));
             }
         }
         let mut touched: Vec<(&FileHandle, &Touched)> = self.digest.touched.iter().collect();
@@ -476,22 +489,12 @@ impl<'a> Resolver<'a> {
                 continue;
             }
             let modified = touched.modified || touched.closed && changed_since_cut(object)?;
-            let found = match self.files.get(object) {
-                Some(Whereabouts::At(place)) => Some(place),
-                _ => None,
-            };
-            let gained = gained.get(object).into_iter().flatten().copied();
-            let candidates = candidates(self.links, object, touched).chain(gained).chain(found);
             let (mut places, mut elsewhere) = (Vec::new(), false);
             let (mut object_type, mut nlink) = (ObjectType::File, 1);
-            for place in candidates {
-                let Some(Some(seen)) = self.seen.get(place) else { continue };
-                if seen.object != *object || places.contains(place) {
-                    continue;
-                }
+            for (place, seen) in names.get(object).into_iter().flatten() {
                 (object_type, nlink) = (seen.object_type, seen.nlink);
                 if self.is_told_by_entry(&place.parent) {
-                    places.push(place.clone());
+                    places.push((*place).clone());
                 } else {
                     // Outside, or told as a whole with its directory.
                     elsewhere = true;
@@ -499,6 +502,7 @@ impl<'a> Resolver<'a> {
                 }
             }
             let places = if !places.is_empty() {
+                places.sort();
                 Some(places)
             } else if elsewhere {
                 // By another name it may be inside, and told by nothing else.
@@ -508,7 +512,8 @@ impl<'a> Resolver<'a> {
                 match self.files.get(object) {
                     Some(Whereabouts::Gone | Whereabouts::Outside) => Some(Vec::new()),
                     Some(Whereabouts::Unknown) => None,
-                    // It was at one of these names, and is not by what the queue says: the next digest knows where it was.
+                    Some(Whereabouts::At(_)) | None if touched.carried => None,
+                    // It has moved since the cut, in a way that does not tell from where: the next digest knows where it is.
                     Some(Whereabouts::At(_)) | None => {
                         resolved.carried.push(object.clone());
                         Some(Vec::new())
@@ -569,6 +574,7 @@ mod tests {
     use highwater_objects::handle_of;
     use parking_lot::Mutex;
 
+    use super::super::digest::Entry;
     use super::super::group::Group;
     use super::super::queue::Queue;
     use super::*;
@@ -717,22 +723,67 @@ mod tests {
         }
     }
 
-    /// It is not told by the new name, which the consumer knows nothing of yet.
-    #[test]
-    fn an_open_file_that_is_moved_after_the_cut_has_no_name_until_that_is_told() {
-        let watched = Watched::new();
-        fs::write(watched.at("a"), "x").unwrap();
-        let file = handle_of(watched.below.root(), c"a").unwrap();
+    fn open_file(watched: &Watched, name: &std::ffi::CStr) -> (FileHandle, Digest) {
+        let file = handle_of(watched.below.root(), name).unwrap();
         watched.cut();
         let mut digest = watched.cut();
         // As for one that somebody has open for writing, and of which there is no news.
         digest.add(file.clone(), |_| {});
-        fs::rename(watched.at("a"), watched.at("b")).unwrap();
+        (file, digest)
+    }
+
+    fn at(watched: &Watched, name: &[u8]) -> Place {
+        Place { parent: watched.below.root_handle().clone(), name: name.into() }
+    }
+
+    /// It is not told by the new name, which the consumer knows nothing of yet.
+    #[test]
+    fn an_open_file_that_is_moved_after_the_cut_is_where_it_was() {
+        let watched = Watched::new();
+        fs::create_dir_all(watched.at("c/d")).unwrap();
+        fs::write(watched.at("a"), "x").unwrap();
+        let (file, digest) = open_file(&watched, c"a");
+        fs::rename(watched.at("a"), watched.at("c/d/b")).unwrap();
         let resolved = watched.resolve(&digest);
         assert_eq!(resolved.touched.len(), 1, "so that nobody asks the filesystem where it is");
-        assert_eq!(resolved.touched[0].places, Some(Vec::new()));
-        assert_eq!(resolved.carried, [file]);
-        assert!(!resolved.lost_sight);
+        assert_eq!(
+            (&resolved.touched[0].object, &resolved.touched[0].places),
+            (&file, &Some(vec![at(&watched, b"a")]))
+        );
+        assert_eq!(resolved.carried, []);
+    }
+
+    /// A name that was looked up as another file's, which has lost it unheard, is the name of this one.
+    #[test]
+    fn a_file_is_at_a_name_that_was_looked_up_for_another_one() {
+        let watched = Watched::new();
+        for name in ["a", "b"] {
+            fs::write(watched.at(name), "x").unwrap();
+        }
+        let other = handle_of(watched.below.root(), c"b").unwrap();
+        let links = Links::from_iter([(other.clone(), vec![at(&watched, b"a"), at(&watched, b"b")])]);
+        let (file, mut digest) = open_file(&watched, c"a");
+        digest.add(other, |touched| touched.modified = true);
+        let resolved = resolve(&watched.below, &digest, &links, &watched, &|_| Ok(false)).unwrap();
+        let change = resolved.touched.iter().find(|change| change.object == file).unwrap();
+        assert_eq!(change.places, Some(vec![at(&watched, b"a")]));
+        assert_eq!(resolved.carried, []);
+    }
+
+    #[test]
+    fn a_file_is_carried_over_once_only() {
+        let watched = Watched::new();
+        fs::write(watched.at("a"), "x").unwrap();
+        for (carried, places) in [(false, Some(Vec::new())), (true, None)] {
+            let (file, mut digest) = open_file(&watched, c"a");
+            digest.add(file, |touched| touched.carried = carried);
+            // Of a merged event it cannot be told what was there before.
+            let unknown = Entry { before: Before::Unknown, arrivals: Vec::new() };
+            watched.queue.lock().digest.entries.insert(at(&watched, b"a"), unknown);
+            let resolved = watched.resolve(&digest);
+            assert_eq!(resolved.touched[0].places, places);
+            assert_eq!(resolved.carried.len(), usize::from(!carried));
+        }
     }
 
     #[test]

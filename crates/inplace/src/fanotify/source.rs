@@ -525,7 +525,10 @@ impl Shared {
         }
         let mut queue = self.queue.lock();
         for object in &resolved.carried {
-            queue.digest.add(object.clone(), |touched| touched.modified = true);
+            queue.digest.add(object.clone(), |touched| {
+                touched.modified = true;
+                touched.carried = true;
+            });
         }
         Ok(())
     }
