@@ -72,6 +72,9 @@ impl Unseen {
 /// Files that are remembered in case that their directory turns out to have left.
 const FILES_MAX: usize = 1 << 13;
 
+/// Files that are remembered as gone.
+const GONE_MAX: usize = 1 << 18;
+
 /// The names of one object that are kept; it is looked for by other means if it has more.
 const PLACES_MAX: usize = 8;
 
@@ -93,6 +96,9 @@ pub(crate) struct Digest {
     /// What may have been replaced, and that of the digest before.
     pub(crate) relinked: Relinked,
     pub(crate) relinked_before: Relinked,
+    /// Files that do not exist any more, as far as the kernel has said so already. None of them comes back: another one has another
+    /// handle, and a file without a name can only be given one that never had any.
+    pub(crate) gone: HashSet<FileHandle>,
     /// Events were lost.
     pub(crate) overflow: bool,
 }
@@ -130,6 +136,13 @@ impl Digest {
                     self.leave(place.clone(), &object, is_directory);
                 }
                 self.touch(&object, mask, Some(place));
+            }
+            Told::Object { object } if !is_directory && mask & bit::DELETE_SELF != 0 => {
+                self.relinked.remove(event.pid, &object);
+                // What is missing is looked for.
+                if self.gone.len() < GONE_MAX {
+                    self.gone.insert(object);
+                }
             }
             // Without a name and not of a directory this is how the kernel tells that the number of links has changed.
             Told::Object { object } if !is_directory && mask & (bit::MODIFY | bit::CLOSE_WRITE) == 0 => {

@@ -37,6 +37,8 @@ pub(crate) mod bit {
     pub(crate) const CREATE: u64 = libc::FAN_CREATE;
     pub(crate) const DELETE: u64 = libc::FAN_DELETE;
     pub(crate) const RENAME: u64 = libc::FAN_RENAME;
+    /// The object does not exist any more: it has lost its last name and its last holder.
+    pub(crate) const DELETE_SELF: u64 = libc::FAN_DELETE_SELF;
     pub(crate) const DIRECTORY: u64 = libc::FAN_ONDIR;
     pub(crate) const OVERFLOW: u64 = libc::FAN_Q_OVERFLOW;
     /// Of what an object is.
@@ -44,7 +46,7 @@ pub(crate) mod bit {
 }
 
 const WATCHED: u64 =
-    bit::MODIFY | bit::ATTRIB | bit::CLOSE_WRITE | bit::CREATE | bit::DELETE | bit::RENAME | bit::DIRECTORY;
+    bit::CHANGES | bit::CREATE | bit::DELETE | bit::RENAME | bit::DELETE_SELF | bit::DIRECTORY;
 
 // linux/fanotify.h
 const METADATA_BYTES: usize = 24;

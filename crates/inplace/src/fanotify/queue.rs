@@ -77,7 +77,9 @@ impl Queue {
                 }
                 is_kept
             }
-            Told::Object { object } if is_directory => self.may_be_inside(object, below)?,
+            Told::Object { object } if is_directory => {
+                event.mask & bit::CHANGES != 0 && self.may_be_inside(object, below)?
+            }
             Told::Object { .. } => true,
             Told::Renamed { from, to, object } => {
                 if is_directory {

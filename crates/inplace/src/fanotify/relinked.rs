@@ -32,6 +32,11 @@ impl Relinked {
         self.files.insert((pid, file));
     }
 
+    /// It does not exist any more.
+    pub(crate) fn remove(&mut self, pid: u32, file: &FileHandle) {
+        self.files.remove(&(pid, file.clone()));
+    }
+
     pub(crate) fn has_files(&self) -> bool {
         !self.files.is_empty()
     }

@@ -225,7 +225,8 @@ impl<'a> Resolver<'a> {
         let missing: Vec<FileHandle> =
             touched.map(|(object, _)| object).filter(|object| !named.contains(object)).cloned().collect();
         for object in missing {
-            let whereabouts = self.below.locate_file(&object)?;
+            let is_gone = self.digest.gone.contains(&object);
+            let whereabouts = if is_gone { Whereabouts::Gone } else { self.below.locate_file(&object)? };
             if let Whereabouts::At(place) = &whereabouts {
                 let stat = self.below.stat(&object)?;
                 let (object_type, nlink) =
@@ -449,7 +450,7 @@ impl<'a> Resolver<'a> {
         if is_directory {
             return Ok(ObjectType::Directory);
         }
-        let is_gone = self.files.get(object) == Some(&Whereabouts::Gone);
+        let is_gone = self.digest.gone.contains(object) || self.files.get(object) == Some(&Whereabouts::Gone);
         let stat = if is_gone { None } else { self.below.stat(object)? };
         if stat.is_none() {
             gone.insert(object.clone());
@@ -488,7 +489,8 @@ impl<'a> Resolver<'a> {
                 }
                 continue;
             }
-            let modified = touched.modified || touched.closed && changed_since_cut(object)?;
+            let is_gone = self.files.get(object) == Some(&Whereabouts::Gone);
+            let modified = touched.modified || touched.closed && !is_gone && changed_since_cut(object)?;
             let (mut places, mut elsewhere) = (Vec::new(), false);
             let (mut object_type, mut nlink) = (ObjectType::File, 1);
             for (place, seen) in names.get(object).into_iter().flatten() {
@@ -721,6 +723,34 @@ mod tests {
             assert_eq!(told[0].places, None);
             assert_eq!(resolved.lost_sight, more);
         }
+    }
+
+    #[test]
+    fn what_the_kernel_says_is_gone_is_not_looked_for() {
+        let watched = Watched::new();
+        let handle = |name: &std::ffi::CStr| handle_of(watched.below.root(), name).unwrap();
+        for name in ["plain", "held", "linked", "replaced", "other"] {
+            fs::write(watched.at(name), "x").unwrap();
+        }
+        fs::create_dir(watched.at("directory")).unwrap();
+        fs::hard_link(watched.at("linked"), watched.at("second name")).unwrap();
+        let held = fs::File::open(watched.at("held")).unwrap();
+        let gone = HashSet::from_iter([handle(c"plain"), handle(c"replaced")]);
+        let held_handle = handle(c"held");
+        watched.cut();
+        for name in ["plain", "held", "linked"] {
+            fs::remove_file(watched.at(name)).unwrap();
+        }
+        fs::remove_dir(watched.at("directory")).unwrap();
+        fs::rename(watched.at("other"), watched.at("replaced")).unwrap();
+        let digest = watched.cut();
+        assert_eq!(digest.gone, gone);
+        let replaced = digest.relinked.replaced(&digest.relinked_before).unwrap();
+        assert!(replaced.is_disjoint(&digest.gone));
+        let resolved = watched.resolve(&digest);
+        assert!(resolved.gone.contains(&held_handle), "it has no name, and is looked at");
+        drop(held);
+        assert_eq!(watched.cut().gone, HashSet::from_iter([held_handle]));
     }
 
     fn open_file(watched: &Watched, name: &std::ffi::CStr) -> (FileHandle, Digest) {
