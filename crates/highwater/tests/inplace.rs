@@ -110,6 +110,57 @@ fn what_cannot_be_tracked_in_place_is_refused_with_what_to_use() {
     assert!(!output.status.success() && stderr(&output).contains("--barrier bpf"), "{output:?}");
 }
 
+/// ADR 0014: only where it promises as much.
+#[test]
+fn auto_prefers_in_place_only_where_a_power_loss_makes_everyone_fresh_anyway() {
+    let source = |tree: &mut Tree, arguments: &[&str]| {
+        tree.track_with(arguments);
+        let status: serde_json::Value =
+            serde_json::from_str(&tree.done(&["status", "tree", "--json"])).unwrap();
+        status["source"].as_str().unwrap().to_owned()
+    };
+    let stop = |tree: &mut Tree| {
+        tree.done(&["stop", "tree"]);
+        let (status, said) = tree.ended();
+        assert_eq!(status, Some(0), "{said}");
+        said
+    };
+    let mut tree = Tree::new();
+    assert_eq!(source(&mut tree, &[]), "fuse");
+    assert!(stop(&mut tree).contains("source fuse: after a crash"));
+    assert_eq!(source(&mut tree, &["--durability", "relaxed", "--no-passthrough"]), "fuse");
+    stop(&mut tree);
+    assert_eq!(source(&mut tree, &["--durability", "relaxed"]), "fanotify");
+    assert!(!tree.is_mounted());
+    let said = stop(&mut tree);
+    assert!(
+        said.contains("source fanotify: after a kill") && !said.contains("not tracked in place"),
+        "{said}"
+    );
+
+    // Where a killed tracker has left its mount, only another one can take its place without letting a change through.
+    assert_eq!(source(&mut tree, &["--durability", "relaxed", "--source", "fuse"]), "fuse");
+    tree.kill();
+    assert_eq!(source(&mut tree, &["--durability", "relaxed"]), "fuse");
+    let said = stop(&mut tree);
+    assert!(said.contains("not tracked in place: a tracker with the source fuse was killed here"), "{said}");
+
+    // What cannot be watched is mounted over.
+    let mut tree = Tree::new();
+    for directory in ["lower", "upper", "work"] {
+        fs::create_dir(tree.home().join(directory)).unwrap();
+    }
+    let at = tree.home();
+    let at = at.display();
+    let options = format!("lowerdir={at}/lower,upperdir={at}/upper,workdir={at}/work");
+    let options = std::ffi::CString::new(options).unwrap();
+    mount("none", tree.dir(), "overlay", MountFlags::empty(), Some(options.as_c_str())).unwrap();
+    assert_eq!(source(&mut tree, &["--durability", "relaxed"]), "fuse");
+    let said = stop(&mut tree);
+    unmount(tree.dir(), UnmountFlags::DETACH).unwrap();
+    assert!(said.contains("not tracked in place: overlay"), "{said}");
+}
+
 /// A clean reboot costs no scan where the filesystem itself says that nothing has changed; and a scan wherever it does not.
 #[test]
 fn what_btrfs_says_was_not_changed_is_not_scanned() {

@@ -15,7 +15,7 @@ use crate::exit::{Exit, Failure};
 use crate::output::print_line;
 use crate::quote::quote_path;
 use crate::server::Stop;
-use crate::tracking::{BarrierKind, Ended, Request, SourceKind, Tracking, abort_on_panic, daemon};
+use crate::tracking::{BarrierKind, Ended, Request, SourceChoice, Tracking, abort_on_panic, daemon};
 
 /// How long a stop by a signal waits for programs that use the directory: at a shutdown they are ending as well.
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
@@ -54,8 +54,8 @@ const STOP_EVERY: Duration = Duration::from_millis(100);
 pub(crate) struct Args {
     /// The directory.
     dir: PathBuf,
-    /// What sees the changes. `auto` takes the strictest that there is, which is `fuse`. `fanotify` is new and promises less in a power
-    /// loss: docs/guarantees.md says what.
+    /// What sees the changes. `auto` takes `fuse`, which promises most in a power loss; with `--durability relaxed`, where a power loss
+    /// makes every consumer start afresh anyway, `fanotify` if it can. docs/guarantees.md says what each promises.
     #[arg(long, value_enum, default_value_t = SourceArg::Auto)]
     source: SourceArg,
     /// What waits for the writes in flight, with the source `fanotify`. `bpf` holds nobody up. `freeze` freezes the filesystem for a
@@ -96,15 +96,6 @@ enum SourceArg {
     Fuse,
     Fanotify,
     Bpf,
-}
-
-impl SourceArg {
-    fn kind(self) -> SourceKind {
-        match self {
-            Self::Fanotify => SourceKind::Fanotify,
-            Self::Auto | Self::Fuse | Self::Bpf => SourceKind::Fuse,
-        }
-    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -194,7 +185,14 @@ fn request(args: &Args) -> Result<Request, Failure> {
         state: args.state.clone(),
         config,
         passthrough: !args.no_passthrough,
-        source: args.source.kind(),
+        source: match args.source {
+            // In place promises as much only where a power loss makes everyone fresh anyway (ADR 0014).
+            SourceArg::Auto if args.durability == DurabilityArg::Relaxed && !args.no_passthrough => {
+                SourceChoice::InPlaceIfPossible
+            }
+            SourceArg::Fanotify => SourceChoice::Fanotify,
+            SourceArg::Auto | SourceArg::Fuse | SourceArg::Bpf => SourceChoice::Fuse,
+        },
         barrier: match args.barrier {
             BarrierArg::Bpf => BarrierKind::Bpf,
             BarrierArg::Freeze => BarrierKind::Freeze,
@@ -209,14 +207,18 @@ fn announce(args: &Args, tracking: &Tracking) -> Result<(), Failure> {
         anstream::eprintln!("{remark}");
     }
     if args.source == SourceArg::Auto {
-        let after_crash = match args.durability {
-            DurabilityArg::Strict => "after a crash what may have changed is told again, without a scan",
-            DurabilityArg::Relaxed => {
+        let source = tracking.source();
+        let after_crash = match (args.durability, source) {
+            (DurabilityArg::Strict, _) => "after a crash what may have changed is told again, without a scan",
+            (DurabilityArg::Relaxed, "fuse") => {
                 "after a kill of the tracker what may have changed is told again without a scan; after a power loss every \
                  consumer starts afresh"
             }
+            (DurabilityArg::Relaxed, _) => {
+                "after a kill of the tracker a scan finds what has changed; after a power loss every consumer starts afresh"
+            }
         };
-        anstream::eprintln!("source fuse: {after_crash}");
+        anstream::eprintln!("source {source}: {after_crash}");
     }
     // The manager that asked may be gone; tracking does not depend on it.
     drop(sd_notify::notify(&[NotifyState::Ready]));

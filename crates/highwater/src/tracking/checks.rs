@@ -11,7 +11,6 @@ use rustix::io::Errno;
 
 use crate::exit::{Exit, Failure};
 use crate::quote::quote_path;
-use crate::tracking::SourceKind;
 
 /// A directory that can be tracked.
 #[derive(Debug)]
@@ -23,7 +22,7 @@ pub(super) struct Directory {
 }
 
 /// Looks at the directory itself.
-pub(super) fn directory(given: &Path, source: SourceKind) -> Result<Directory, Failure> {
+pub(super) fn directory(given: &Path) -> Result<Directory, Failure> {
     let shown = quote_path(given);
     let path = canonical_directory(given).with_context(|| format!("cannot track {shown}"))?;
     // Past the kernel's cache, which still has the attributes of a tracker that has just been killed.
@@ -50,16 +49,25 @@ pub(super) fn directory(given: &Path, source: SourceKind) -> Result<Directory, F
         }
         Ok(_) => false,
     };
-    if source == SourceKind::Fanotify {
-        if is_dead_mount {
-            let text = format!(
-                "cannot track {shown} in place: a tracker with the source fuse was killed there; track it with --source fuse \
-                 once more and stop it, or umount it"
-            );
-            return Err(Failure::text(Exit::Failed, text));
-        }
-        return Ok(Directory { path, is_dead_mount });
+    Ok(Directory { path, is_dead_mount })
+}
+
+/// Refuses to track a directory in place that the mount of a killed tracker covers.
+pub(super) fn no_dead_mount(directory: &Directory) -> Result<(), Failure> {
+    if directory.is_dead_mount {
+        let text = format!(
+            "cannot track {} in place: a tracker with the source fuse was killed there; track it with --source fuse once more \
+             and stop it, or umount it",
+            quote_path(&directory.path)
+        );
+        return Err(Failure::text(Exit::Failed, text));
     }
+    Ok(())
+}
+
+/// Refuses to mount over a directory without the device for it.
+pub(super) fn fuse_device(path: &Path) -> Result<(), Failure> {
+    let shown = quote_path(path);
     // fusermount3, which mounts for others than root, opens it with the rights of its caller as well.
     if let Err(error) = std::fs::OpenOptions::new().read(true).write(true).open("/dev/fuse") {
         let what_to_do = match error.kind() {
@@ -71,7 +79,7 @@ pub(super) fn directory(given: &Path, source: SourceKind) -> Result<Directory, F
         let text = format!("cannot track {shown}: cannot open /dev/fuse ({error}): {what_to_do}");
         return Err(Failure::text(Exit::Failed, text));
     }
-    Ok(Directory { path, is_dead_mount })
+    Ok(())
 }
 
 /// How long the process of a tracker that is dead may take to exit: it may be writing a core, or wait for a disk.

@@ -15,7 +15,7 @@
 //! that nothing went by it), the registration and the socket, which count for nothing without their process.
 //!
 //! **A panic aborts the process.** A tracker that has lost a thread could hand out an answer that looks whole and is not
-//! (G5), or leave a writer waiting for ever. The mount then answers `ENOTCONN`, nothing can be written past it, and the next
+//! (G5), or leave a writer waiting for ever. A mount then answers `ENOTCONN`, nothing can be written past it, and the next
 //! `highwater track` recovers as after a kill.
 
 mod bypass;
@@ -48,17 +48,19 @@ pub(crate) struct Request {
     pub(crate) state: Option<PathBuf>,
     pub(crate) config: Config,
     pub(crate) passthrough: bool,
-    pub(crate) source: SourceKind,
+    pub(crate) source: SourceChoice,
     pub(crate) barrier: BarrierKind,
 }
 
-/// What sees the changes.
+/// What is to see the changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum SourceKind {
+pub(crate) enum SourceChoice {
     /// The directory is mounted over itself.
     Fuse,
     /// The directory is watched in place.
     Fanotify,
+    /// The directory is watched in place if it can be, else mounted over itself.
+    InPlaceIfPossible,
 }
 
 /// What waits for the writes in flight, for a source in place.
@@ -98,7 +100,11 @@ impl Tracking {
     /// Starts tracking; when this returns, every change is seen. `ended` is told when tracking has ended without a call
     /// of [`Tracking::stop`].
     pub(crate) fn start(request: &Request, ended: &Sender<Ended>) -> Result<Self, Failure> {
-        let directory = checks::directory(&request.directory, request.source)?;
+        let directory = checks::directory(&request.directory)?;
+        if request.source == SourceChoice::Fuse {
+            // Before anything is made. As a second choice it is looked for when it is needed.
+            checks::fuse_device(&directory.path)?;
+        }
         let runtime = RuntimeDirectory::of_this_user().map_err(anyhow::Error::from)?;
         runtime.make().map_err(anyhow::Error::from)?;
         let path = &directory.path;
@@ -117,15 +123,17 @@ impl Tracking {
         checks::nesting(&registered.runtime, &directory)?;
         let state = state::open(&state_path)?;
 
-        let mut notes = Vec::new();
-        let (engine, opening) = match request.source {
-            SourceKind::Fuse => {
+        let (watched, passed_over) = watch_in_place(request, &directory)?;
+        let mut notes: Vec<String> = passed_over.into_iter().collect();
+        let (engine, opening) = match watched {
+            Some(fanotify) => track_in_place(request, fanotify, path, &state_path, state, &mut notes)?,
+            None => {
+                checks::fuse_device(path)?;
                 let dead_mount = highwater_fuse::find_dead_mount(path).map_err(anyhow::Error::from)?;
                 let covered = cover(request, path, &state_path, state, dead_mount)?;
                 bypass::warn(path);
                 covered
             }
-            SourceKind::Fanotify => watch_in_place(request, path, &state_path, state, &mut notes)?,
         };
         let engine = Arc::new(engine);
 
@@ -242,36 +250,64 @@ fn cover(
     Ok((Engine::new(tracker, Source::Stacked(stacked), path, state_path, filesystem), opening))
 }
 
-/// Watches the directory, opens the volume and starts the tracker. What is changed before the watch is in the gap since the tracker
-/// before this one.
+/// Watches the directory, if that is asked for. What is changed before the watch is in the gap since the tracker before this one.
+///
+/// Where it is only preferred and cannot be done, the reason comes with `None`.
 fn watch_in_place(
     request: &Request,
-    path: &Path,
-    state_path: &Path,
-    state: Directory,
-    notes: &mut Vec<String>,
-) -> Result<(Engine, Opening), Failure> {
-    let cannot = |error: highwater_inplace::OpenError| {
-        let hint = match error {
-            highwater_inplace::OpenError::Unfit { .. } => "; use --source fuse",
-            highwater_inplace::OpenError::NotRoot => "; run as root, or use --source fuse",
-            highwater_inplace::OpenError::Barrier { .. } if request.barrier == BarrierKind::Bpf => {
-                "; use --barrier freeze, which holds writers up for a moment, or --source fuse"
-            }
-            highwater_inplace::OpenError::Barrier { .. } => "; use --barrier bpf, or --source fuse",
-            _ => "",
-        };
-        let error = anyhow::Error::from(error);
-        Failure::text(Exit::Failed, format!("cannot track {}: {error:#}{hint}", quote_path(path)))
-    };
-    let mut fanotify = Fanotify::watch(path, |root| match request.barrier {
+    directory: &checks::Directory,
+) -> Result<(Option<Fanotify>, Option<String>), Failure> {
+    let path = &directory.path;
+    match request.source {
+        SourceChoice::Fuse => return Ok((None, None)),
+        SourceChoice::Fanotify => checks::no_dead_mount(directory)?,
+        SourceChoice::InPlaceIfPossible if directory.is_dead_mount => {
+            return Ok((
+                None,
+                Some("not tracked in place: a tracker with the source fuse was killed here".to_owned()),
+            ));
+        }
+        SourceChoice::InPlaceIfPossible => {}
+    }
+    let watched = Fanotify::watch(path, |root| match request.barrier {
         BarrierKind::Bpf => {
             let barrier = FilesystemBarrier::new(root).map_err(std::io::Error::other)?;
             Ok(Box::new(barrier))
         }
         BarrierKind::Freeze => Ok(Box::new(highwater_inplace::Freeze::new(root)?)),
-    })
-    .map_err(cannot)?;
+    });
+    match watched {
+        Ok(fanotify) => Ok((Some(fanotify), None)),
+        Err(error) if request.source == SourceChoice::InPlaceIfPossible => {
+            Ok((None, Some(format!("not tracked in place: {:#}", anyhow::Error::from(error)))))
+        }
+        Err(error) => Err(cannot_watch(request, path, error)),
+    }
+}
+
+fn cannot_watch(request: &Request, path: &Path, error: highwater_inplace::OpenError) -> Failure {
+    let hint = match error {
+        highwater_inplace::OpenError::Unfit { .. } => "; use --source fuse",
+        highwater_inplace::OpenError::NotRoot => "; run as root, or use --source fuse",
+        highwater_inplace::OpenError::Barrier { .. } if request.barrier == BarrierKind::Bpf => {
+            "; use --barrier freeze, which holds writers up for a moment, or --source fuse"
+        }
+        highwater_inplace::OpenError::Barrier { .. } => "; use --barrier bpf, or --source fuse",
+        _ => "",
+    };
+    let error = anyhow::Error::from(error);
+    Failure::text(Exit::Failed, format!("cannot track {}: {error:#}{hint}", quote_path(path)))
+}
+
+/// Opens the volume of a directory that is watched already, and starts the tracker.
+fn track_in_place(
+    request: &Request,
+    mut fanotify: Fanotify,
+    path: &Path,
+    state_path: &Path,
+    state: Directory,
+    notes: &mut Vec<String>,
+) -> Result<(Engine, Opening), Failure> {
     let origin = Covered::open(path).map_err(anyhow::Error::from)?.origin();
     let tree = state::Tree::read(&state).map_err(|error| state::explain(error, state_path))?;
     tree.check(&origin).map_err(|error| state::explain(error, state_path))?;
@@ -290,7 +326,7 @@ fn watch_in_place(
     let (tracker, opening) = Tracker::open(state, facts, request.config.clone())
         .map_err(|error| state::explain(anyhow::Error::from(error), state_path))?;
     let mount = Mount::of(path).with_context(|| format!("cannot find the mount of {}", quote_path(path)))?;
-    fanotify.start(&tracker).map_err(cannot)?;
+    fanotify.start(&tracker).map_err(|error| cannot_watch(request, path, error))?;
     let filesystem = mount.filesystem;
     let source = Source::InPlace { fanotify: Mutex::new(fanotify), mount_id: mount.id };
     Ok((Engine::new(tracker, source, path, state_path, filesystem), opening))
@@ -330,7 +366,7 @@ pub(crate) fn abort_on_panic() {
         report(panic);
         crate::cli::complain(
             "this is a bug in highwater; the tracker ends at once, so that no change is lost without a word. \
-             The directory answers `Transport endpoint is not connected` until `highwater track` recovers it",
+             `highwater track` recovers; until then a directory that is mounted over answers `Transport endpoint is not connected`",
         );
         std::process::abort();
     }));

@@ -41,7 +41,7 @@ impl Contender {
         let dir = scratch.tree.join(durability);
         fs::create_dir_all(&dir)?;
         let mut product = arguments.product.clone();
-        product.track_args.extend(["--durability".to_owned(), durability.to_owned()]);
+        product.track_args.extend(["--source=fuse".to_owned(), format!("--durability={durability}")]);
         fs::create_dir_all(&scratch.state)?;
         let state = scratch.state.join(durability);
         let product = Product::new(&product, &dir, &state, &scratch.evidence)?;

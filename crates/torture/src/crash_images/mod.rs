@@ -159,7 +159,7 @@ pub(crate) fn main(arguments: &CrashImagesArgs) -> Result<()> {
     let mut product = arguments.product.clone();
     product.track_args.push(format!("--horizon-ms={}", arguments.horizon_ms));
     if arguments.relaxed {
-        product.track_args.push("--durability=relaxed".to_owned());
+        product.track_args.extend(["--source=fuse".to_owned(), "--durability=relaxed".to_owned()]);
     }
     let evidence = base.join("evidence");
     fs::create_dir_all(&evidence)?;
