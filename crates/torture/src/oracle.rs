@@ -56,6 +56,9 @@ pub(crate) struct OracleArgs {
     /// Stop and track again cleanly between some rounds.
     #[arg(long)]
     restart: bool,
+    /// Stop and track again cleanly at random moments, while the writers go on. For sources in place.
+    #[arg(long)]
+    stop: bool,
     /// How the consumer deals with objects that move while it copies.
     #[arg(long, value_enum, default_value_t)]
     consumer: Policy,
@@ -94,6 +97,11 @@ pub(crate) struct OracleArgs {
 }
 
 impl OracleArgs {
+    /// The tracker ends while the consumer asks.
+    fn has_outages(&self) -> bool {
+        self.kill || self.stop
+    }
+
     fn rerun(&self, seed: u64, rounds: u64) -> String {
         let mut text = format!(
             "torture oracle --dir-fs {} --seed {seed} --rounds {rounds} --operations {} --writers {}",
@@ -102,6 +110,7 @@ impl OracleArgs {
         for (flag, given) in [
             (" --kill", self.kill),
             (" --restart", self.restart),
+            (" --stop", self.stop),
             (" --consumer careful", self.consumer == Policy::Careful),
             (" --crash-consumer", self.crash_consumer),
             (" --outside", self.outside),
@@ -269,12 +278,13 @@ fn round(
         Volume::Fake(_) => writers.wait(deadline)?,
         Volume::Real { product, tracking } => {
             let product = &*product;
-            let kill_after =
-                (arguments.kill && rng.u32(0..3) > 0).then(|| Duration::from_micros(rng.u64(0..400_000)));
+            let end_after = (arguments.has_outages() && rng.u32(0..3) > 0)
+                .then(|| Duration::from_micros(rng.u64(0..400_000)));
+            let is_killed = arguments.kill && (!arguments.stop || rng.bool());
             let over = &over;
             let slot = &mut *tracking;
             let consumer = &mut *consumer;
-            let (answers, kills) = std::thread::scope(|scope| -> Result<(u64, u64)> {
+            let (answers, ends) = std::thread::scope(|scope| -> Result<(u64, u64)> {
                 let consuming = scope.spawn(move || -> Result<u64> {
                     let mut answers = 0;
                     // ORDERING: a flag; the threads are joined before anything else is shared.
@@ -284,30 +294,37 @@ fn round(
                     }
                     Ok(answers)
                 });
-                let killing = scope.spawn(move || -> Result<u64> {
-                    let Some(after) = kill_after else { return Ok(0) };
+                let ending = scope.spawn(move || -> Result<u64> {
+                    let Some(after) = end_after else { return Ok(0) };
                     std::thread::sleep(after);
-                    if let Some(old) = slot.take() {
-                        old.kill()?;
+                    match slot.take() {
+                        Some(old) if is_killed => old.kill()?,
+                        Some(old) => product.stop(old)?,
+                        None => {}
                     }
-                    *slot = Some(product.track().context("after kill -9")?.0);
+                    let what = if is_killed { "after kill -9" } else { "after a stop" };
+                    *slot = Some(product.track().context(what)?.0);
                     Ok(1)
                 });
                 let moving = outside_rng.map(|rng| {
                     scope.spawn(move || crate::outside::work(&scratch.tree, &scratch.evidence, rng, over))
                 });
-                let kills = joined(killing.join());
-                let written = if kills.is_ok() { writers.wait(deadline) } else { Ok(()) };
+                let ends = joined(ending.join());
+                let written = if ends.is_ok() { writers.wait(deadline) } else { Ok(()) };
                 over.store(true, Ordering::Relaxed);
                 let answers = joined(consuming.join());
                 moving.map_or(Ok(()), |moving| joined(moving.join()))?;
                 // The tracker's end explains the others.
-                let kills = kills?;
+                let ends = ends?;
                 written?;
-                Ok((answers?, kills))
+                Ok((answers?, ends))
             })?;
             totals.answers_in_races += answers;
-            totals.kills += kills;
+            if is_killed {
+                totals.kills += ends;
+            } else {
+                totals.restarts += ends;
+            }
             if let Some(status) = tracking.as_mut().and_then(Tracking::ended) {
                 bail!("the tracker has ended by itself: {status} (see tracker.log)");
             }
@@ -539,7 +556,7 @@ impl Consumer {
         loop {
             match self.turn(product, scratch, arguments.allow_fresh) {
                 Ok(lines) => return Ok(lines),
-                Err(Trouble::Outage(why)) if arguments.kill && Instant::now() < deadline => {
+                Err(Trouble::Outage(why)) if arguments.has_outages() && Instant::now() < deadline => {
                     let _ = writeln!(self.log, "(outage: {why})");
                     std::thread::sleep(Duration::from_millis(3));
                 }
