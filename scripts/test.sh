@@ -80,6 +80,10 @@ for filesystem in ext4 xfs btrfs tmpfs; do
     "$torture" oracle --dir-fs "$filesystem" --seed $seed --rounds 5 --outside --kill --skip-lower "${in_place[@]}"
     seed=$((seed + 1))
 done
+for filesystem in ext4 btrfs; do
+    "$torture" oracle --dir-fs "$filesystem" --seed $seed --rounds 5 --stop "${in_place[@]}"
+    seed=$((seed + 1))
+done
 
 step "the oracle, four at a time at the lowest priority"
 # Threads that wait long for their turn show races that an idle machine hides.
