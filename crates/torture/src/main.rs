@@ -51,11 +51,13 @@ enum Command {
     Bench(bench::BenchArgs),
     #[command(hide = true)]
     Worker(worker::WorkerArgs),
+    #[command(hide = true)]
+    DiscardEvents(bench::DiscardArgs),
 }
 
 fn main() -> ExitCode {
     let command = Command::parse();
-    if !matches!(command, Command::Worker(_))
+    if !matches!(command, Command::Worker(_) | Command::DiscardEvents(_))
         && let Err(error) = cleanup::catch_signals()
     {
         eprintln!("torture: cannot handle signals: {error}");
@@ -72,6 +74,7 @@ fn main() -> ExitCode {
         Command::KillPoints(arguments) => faults::kill_points::main(arguments),
         Command::Bench(arguments) => bench::main(arguments),
         Command::Worker(arguments) => worker::main(arguments),
+        Command::DiscardEvents(arguments) => bench::discard(arguments),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -86,6 +86,22 @@ enum Side {
     Unknown,
 }
 
+/// Where a directory is relative to the tracked one at both cuts.
+#[derive(Clone, Copy, Debug)]
+struct Position {
+    first: Side,
+    second: Side,
+    /// What happens in it is told entry by entry: it is inside, and neither it nor anything above it came from outside, since then it is
+    /// told as a whole.
+    told_by_entry: bool,
+}
+
+impl Position {
+    fn is_unknown(self) -> bool {
+        [self.first, self.second].contains(&Side::Unknown)
+    }
+}
+
 /// What a lookup found at a name.
 #[derive(Clone, Debug)]
 struct Seen {
@@ -102,6 +118,8 @@ struct Resolver<'a> {
     links: &'a Links,
     seen: HashMap<Place, Option<Seen>>,
     located: HashMap<FileHandle, Whereabouts>,
+    /// What follows from that, once nothing is going to be corrected any more.
+    positions: HashMap<FileHandle, Position>,
     /// Where files are that are not at the names that events tell of them.
     files: HashMap<FileHandle, Whereabouts>,
     /// Directories whose changes have to be waited for before the queue is read on.
@@ -133,13 +151,14 @@ pub(crate) fn resolve(
     noted("look up names that events tell", resolver.look_up_names())?;
     noted("look for files that were changed", resolver.look_for_files(&mut wanted))?;
     noted("look for directories", resolver.correct(later, wanted))?;
+    resolver.find_positions();
     let mut resolved = Resolved { lost_sight: resolver.lost_sight, ..Resolved::default() };
     resolver.name_directories(&mut resolved);
     noted("look at objects that have gone", resolver.resolve_entries(&mut resolved))?;
     noted("look at files that were closed", resolver.resolve_touched(&mut resolved, changed_since_cut))?;
     noted("look for files that were changed before they left", resolver.resolve_unseen(&mut resolved))?;
     for directory in &digest.unseen_in {
-        if resolver.is_told_by_entry(directory) {
+        if resolver.position(directory).told_by_entry {
             resolved.crossed.push(directory.clone());
         }
     }
@@ -169,6 +188,7 @@ impl<'a> Resolver<'a> {
             links,
             seen: HashMap::default(),
             located: HashMap::default(),
+            positions: HashMap::default(),
             files: HashMap::default(),
             unlocked: HashSet::default(),
             lost_sight: digest.overflow,
@@ -364,12 +384,26 @@ impl<'a> Resolver<'a> {
         Side::Unknown
     }
 
-    fn is_unknown(&self, directory: &FileHandle) -> bool {
-        [self.side_at_first(directory), self.side_at_second(directory)].contains(&Side::Unknown)
+    /// Once for each directory: many names are in one.
+    fn find_positions(&mut self) {
+        let directories = self.located.keys().chain([self.below.root_handle()]);
+        self.positions =
+            directories.map(|directory| (directory.clone(), self.find_position(directory))).collect();
     }
 
-    /// Whether what happens in a directory is told entry by entry: it is inside, and neither it nor anything above it came from
-    /// outside, since then it is told as a whole.
+    fn find_position(&self, directory: &FileHandle) -> Position {
+        Position {
+            first: self.side_at_first(directory),
+            second: self.side_at_second(directory),
+            told_by_entry: self.is_told_by_entry(directory),
+        }
+    }
+
+    fn position(&self, directory: &FileHandle) -> Position {
+        self.positions.get(directory).copied().unwrap_or_else(|| self.find_position(directory))
+    }
+
+    /// See [`Position`].
     fn is_told_by_entry(&self, directory: &FileHandle) -> bool {
         let mut directory = directory.clone();
         for _ in 0..=self.located.len() {
@@ -390,7 +424,7 @@ impl<'a> Resolver<'a> {
     fn name_directories(&self, resolved: &mut Resolved) {
         for directory in self.located.keys() {
             let place = match self.first(directory) {
-                Some(Whereabouts::At(place)) if self.side_at_first(directory) == Side::Inside => Some(place),
+                Some(Whereabouts::At(place)) if self.position(directory).first == Side::Inside => Some(place),
                 _ => None,
             };
             resolved.directories.insert(directory.clone(), place);
@@ -401,12 +435,12 @@ impl<'a> Resolver<'a> {
         let mut unknown = false;
         for (place, entry) in &self.digest.entries {
             let parent = &place.parent;
-            let (first, second) = (self.side_at_first(parent), self.side_at_second(parent));
-            unknown |= self.is_unknown(parent);
-            let is_old = first == Side::Inside;
+            let position = self.position(parent);
+            unknown |= position.is_unknown();
+            let is_old = position.first == Side::Inside;
             if let Before::Object((object, is_directory)) = &entry.before
                 && is_old
-                && second != Side::Outside
+                && position.second != Side::Outside
             {
                 let object_type = self.type_of(object, *is_directory, &mut resolved.gone)?;
                 let (place, object) = (place.clone(), object.clone());
@@ -415,7 +449,7 @@ impl<'a> Resolver<'a> {
             let seen = self.seen.get(place).cloned().flatten();
             let arrived = seen.filter(|seen| entry.arrivals.iter().any(|(object, _)| *object == seen.object));
             match (arrived, entry.arrivals.first()) {
-                (Some(seen), _) if self.is_told_by_entry(parent) => {
+                (Some(seen), _) if position.told_by_entry => {
                     let is_directory = seen.object_type == ObjectType::Directory;
                     let is_new = is_directory
                         && !seen.is_subvolume
@@ -424,7 +458,9 @@ impl<'a> Resolver<'a> {
                     resolved.gained.push(Name { place: place.clone(), object, object_type, nlink, is_new });
                 }
                 (None, Some((object, is_directory)))
-                    if is_old && second != Side::Outside && !matches!(entry.before, Before::Object(_)) =>
+                    if is_old
+                        && position.second != Side::Outside
+                        && !matches!(entry.before, Before::Object(_)) =>
                 {
                     let object_type = self.type_of(object, *is_directory, &mut resolved.gone)?;
                     let (place, object) = (place.clone(), object.clone());
@@ -476,8 +512,9 @@ impl<'a> Resolver<'a> {
         let (mut changes, mut unknown) = (Vec::new(), false);
         for (object, touched) in touched {
             if touched.is_directory {
-                unknown |= self.is_unknown(object);
-                if *object == *self.below.root_handle() || self.is_told_by_entry(object) {
+                let position = self.position(object);
+                unknown |= position.is_unknown();
+                if position.told_by_entry {
                     changes.push(Change {
                         object: object.clone(),
                         object_type: ObjectType::Directory,
@@ -495,12 +532,13 @@ impl<'a> Resolver<'a> {
             let (mut object_type, mut nlink) = (ObjectType::File, 1);
             for (place, seen) in names.get(object).into_iter().flatten() {
                 (object_type, nlink) = (seen.object_type, seen.nlink);
-                if self.is_told_by_entry(&place.parent) {
+                let position = self.position(&place.parent);
+                if position.told_by_entry {
                     places.push((*place).clone());
                 } else {
                     // Outside, or told as a whole with its directory.
                     elsewhere = true;
-                    unknown |= self.is_unknown(&place.parent);
+                    unknown |= position.is_unknown();
                 }
             }
             let places = if !places.is_empty() {
@@ -543,7 +581,7 @@ impl<'a> Resolver<'a> {
             return Ok(());
         }
         for (file, directory) in unseen(self.digest) {
-            if self.side_at_first(directory) == Side::Outside {
+            if self.position(directory).first == Side::Outside {
                 continue;
             }
             if let Whereabouts::At(_) | Whereabouts::Unknown = self.below.locate_file(file)? {
@@ -558,7 +596,8 @@ impl<'a> Resolver<'a> {
             }
         }
         let has_left = |directory: &FileHandle| {
-            self.side_at_first(directory) == Side::Inside && self.side_at_second(directory) != Side::Inside
+            let position = self.position(directory);
+            position.first == Side::Inside && position.second != Side::Inside
         };
         if self.digest.unseen.more || self.digest.unseen_before.more {
             self.lost_sight |= self.digest.directories.keys().any(has_left);

@@ -1,5 +1,5 @@
-//! What it costs to be watched in place: work in a tree that nobody watches, that Highwater tracks by fanotify, and that inotifywait,
-//! fatrace and Watchman watch. One at a time, since a watched filesystem is watched for everybody.
+//! What it costs to be watched in place: work in a tree that nobody watches, that Highwater tracks by fanotify, of which the same events are
+//! thrown away, and that inotifywait, fatrace and Watchman watch. One at a time, since a watched filesystem is watched for everybody.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -22,7 +22,8 @@ use crate::scratch::Scratch;
 
 const POLL_EVERY: Duration = Duration::from_secs(1);
 const CONSUMER: &str = "bench";
-const CONTENDERS: [&str; 5] = ["untracked", "highwater", "inotifywait -r", "fatrace", "Watchman"];
+const CONTENDERS: [&str; 6] =
+    ["untracked", "highwater", "events, thrown away", "inotifywait -r", "fatrace", "Watchman"];
 
 /// Who watches, running.
 enum Watcher {
@@ -204,6 +205,10 @@ impl Watcher {
                 let (tracking, _) = product.track()?;
                 product.add_consumer(CONSUMER).map_err(|error| anyhow::anyhow!("{error}"))?;
                 Self::Highwater { product, tracking }
+            }
+            "events, thrown away" => {
+                let torture = std::env::current_exe().context("cannot find this program")?;
+                program(&torture.to_string_lossy(), &["discard-events", &dir.to_string_lossy()])?
             }
             "inotifywait -r" => program(
                 "inotifywait",

@@ -5,6 +5,7 @@
 
 mod changes;
 mod contender;
+mod events;
 mod inplace;
 mod mount;
 mod table;
@@ -14,6 +15,8 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
+
+pub(crate) use events::{DiscardArgs, discard};
 
 use crate::product::ProductArgs;
 use crate::scratch::{Filesystem, Scratch};
