@@ -147,3 +147,11 @@ pub use barrier::{Cookie, DeadlineExceeded, WriteBarrier};
 pub use fault::Fault;
 pub use fence::{FenceKind, FenceUnavailable};
 pub use section::{OwnedSection, Section};
+
+/// Makes the process ready for its first write barrier. To be called while it has one thread, or not at all.
+///
+/// [`FenceKind::Membarrier`] has to be registered with the kernel once. With several threads that takes a grace period of RCU, 10 to
+/// 30 ms; with one it takes nothing (`sync_runqueues_membarrier_state` in the kernel). Where `membarrier(2)` is missing, nothing happens.
+pub fn register_process() {
+    let _ = FenceKind::best();
+}

@@ -60,6 +60,7 @@ pub use cursor::{CheckpointId, Cursor, ParseCursorError};
 pub use driver::Driver;
 pub use error::{OpenVolumeError, RequestError, SectionError};
 pub use handle::{FileHandle, HANDLE_BYTES_MAX};
+pub use highwater_barrier::register_process;
 pub use line::{Line, LineKind};
 pub use query::{Answer, FreshReason, Since};
 pub use record::{Body, DecodeError};

@@ -132,6 +132,8 @@ pub(crate) fn run(args: &Args) -> Result<Exit, Failure> {
     if args.daemon && !args.background_child {
         return daemon::start();
     }
+    // While there is one thread.
+    highwater_tracker::register_process();
     if args.background_child || args.end_with_parent {
         daemon::stay_with_parent()?;
     }
