@@ -112,6 +112,14 @@ struct Seen {
     is_subvolume: bool,
 }
 
+impl Seen {
+    /// What was at a name at the cut by what the queue says. It is somewhere else by now, and there it is told again.
+    fn at_the_cut(object: FileHandle, is_directory: bool) -> Self {
+        let object_type = if is_directory { ObjectType::Directory } else { ObjectType::File };
+        Self { object, object_type, nlink: 1, is_subvolume: false }
+    }
+}
+
 struct Resolver<'a> {
     below: &'a Below,
     digest: &'a Digest,
@@ -245,8 +253,8 @@ impl<'a> Resolver<'a> {
         let missing: Vec<FileHandle> =
             touched.map(|(object, _)| object).filter(|object| !named.contains(object)).cloned().collect();
         for object in missing {
-            let is_gone = self.digest.gone.contains(&object);
-            let whereabouts = if is_gone { Whereabouts::Gone } else { self.below.locate_file(&object)? };
+            let whereabouts =
+                if self.is_gone(&object) { Whereabouts::Gone } else { self.below.locate_file(&object)? };
             if let Whereabouts::At(place) = &whereabouts {
                 let stat = self.below.stat(&object)?;
                 let (object_type, nlink) =
@@ -287,14 +295,9 @@ impl<'a> Resolver<'a> {
                 for (place, seen) in &mut *seen {
                     let before = after.before(place, seen.as_ref().map(|seen| &seen.object));
                     if seen.as_ref().map(|seen| &seen.object) != before.as_ref() {
-                        *seen = before.map(|object| {
-                            let object_type = match after.entries.get(place).map(|entry| &entry.before) {
-                                Some(Before::Object((_, true))) => ObjectType::Directory,
-                                _ => ObjectType::File,
-                            };
-                            // It is somewhere else by now, and there it is told again.
-                            Seen { object, object_type, nlink: 1, is_subvolume: false }
-                        });
+                        let before_it = after.entries.get(place).map(|entry| &entry.before);
+                        let is_directory = matches!(before_it, Some(Before::Object((_, true))));
+                        *seen = before.map(|object| Seen::at_the_cut(object, is_directory));
                     }
                 }
                 // Where a file was that has moved since the cut.
@@ -303,9 +306,7 @@ impl<'a> Resolver<'a> {
                         && digest.touched.contains_key(object)
                         && !seen.contains_key(place)
                     {
-                        let (object, object_type) = (object.clone(), ObjectType::File);
-                        let was_there = Seen { object, object_type, nlink: 1, is_subvolume: false };
-                        seen.insert(place.clone(), Some(was_there));
+                        seen.insert(place.clone(), Some(Seen::at_the_cut(object.clone(), false)));
                         wanted.push(place.parent.clone());
                     }
                 }
@@ -477,6 +478,11 @@ impl<'a> Resolver<'a> {
         Ok(())
     }
 
+    /// Whether it is known, without another look, that a file does not exist any more.
+    fn is_gone(&self, file: &FileHandle) -> bool {
+        self.digest.gone.contains(file) || self.files.get(file) == Some(&Whereabouts::Gone)
+    }
+
     fn type_of(
         &self,
         object: &FileHandle,
@@ -486,8 +492,7 @@ impl<'a> Resolver<'a> {
         if is_directory {
             return Ok(ObjectType::Directory);
         }
-        let is_gone = self.digest.gone.contains(object) || self.files.get(object) == Some(&Whereabouts::Gone);
-        let stat = if is_gone { None } else { self.below.stat(object)? };
+        let stat = if self.is_gone(object) { None } else { self.below.stat(object)? };
         if stat.is_none() {
             gone.insert(object.clone());
         }
@@ -526,8 +531,8 @@ impl<'a> Resolver<'a> {
                 }
                 continue;
             }
-            let is_gone = self.files.get(object) == Some(&Whereabouts::Gone);
-            let modified = touched.modified || touched.closed && !is_gone && changed_since_cut(object)?;
+            let modified =
+                touched.modified || touched.closed && !self.is_gone(object) && changed_since_cut(object)?;
             let (mut places, mut elsewhere) = (Vec::new(), false);
             let (mut object_type, mut nlink) = (ObjectType::File, 1);
             for (place, seen) in names.get(object).into_iter().flatten() {
